@@ -1,0 +1,39 @@
+# Each target makes its own .venv with plain pip; nothing else has to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+
+.PHONY: demo test check bench clean
+
+demo: $(STAMPS)/run
+	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
+
+test: $(STAMPS)/test
+	$(BIN)/python -m pytest
+
+check: $(STAMPS)/check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMPS)/test
+	$(BIN)/python benchmarks/generate.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(STAMPS)/run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@mkdir -p $(STAMPS) && touch $@
+
+# torch is asked for by its exact version before anything else can pull another build of it.
+$(STAMPS)/test: $(STAMPS)/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(STAMPS)/check: $(STAMPS)/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	@touch $@

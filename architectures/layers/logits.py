@@ -1,0 +1,45 @@
+"""Which positions become logits."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, TensorValue, ops
+
+from pipelines.pipeline_model import ReturnLogits
+
+
+def select_positions(
+    h_TD: TensorValue, row_offsets: TensorValue, return_n_logits: TensorValue, mode: ReturnLogits
+) -> tuple[TensorValue, TensorValue]:
+    """The positions whose logits are wanted, [M, D], and their row offsets [B + 1].
+
+    last_token: one a row. all: every one. variable: the last return_n_logits of each row; a row that has fewer
+    repeats its first position in front, so that every row gives as many.
+    """
+    if mode is ReturnLogits.ALL:
+        return h_TD, row_offsets
+    starts, ends = (ops.cast(bound, DType.int64) for bound in (row_offsets[:-1], row_offsets[1:]))
+    if mode is ReturnLogits.LAST_TOKEN:
+        return ops.gather(h_TD, ends - 1, axis=0), _arange(row_offsets.shape[0], h_TD.device)
+    back = ops.range(
+        ops.cast(return_n_logits[0], DType.int64),
+        ops.constant(0, DType.int64, DeviceRef.CPU()),
+        ops.constant(-1, DType.int64, DeviceRef.CPU()),
+        out_dim="return_n_logits",
+        dtype=DType.int64,
+        device=h_TD.device,
+    )
+    positions = ops.max(ops.unsqueeze(ends, 1) - ops.unsqueeze(back, 0), ops.unsqueeze(starts, 1))
+    count = ops.cast(return_n_logits[0], DType.int64).to(h_TD.device)
+    return ops.gather(h_TD, positions.reshape((-1,)), axis=0), _arange(row_offsets.shape[0], h_TD.device) * count
+
+
+def _arange(dim: Dim, device: DeviceRef) -> TensorValue:
+    """0, 1, ... up to the symbolic dimension, [dim] int64."""
+    start = ops.constant(0, DType.int64, DeviceRef.CPU())
+    return ops.range(start, TensorValue(dim), 1, out_dim=dim, dtype=DType.int64, device=device)
+
+
+def last_of_each_row(logits_MV: TensorValue, logit_offsets: TensorValue) -> TensorValue:
+    """The logits of each row's last position, [B, V]."""
+    return ops.gather(logits_MV, ops.cast(logit_offsets[1:], DType.int64) - 1, axis=0)

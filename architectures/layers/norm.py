@@ -1,0 +1,29 @@
+"""Root mean square normalization (https://arxiv.org/abs/1910.07467)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from max.graph import TensorValue, ops
+
+from architectures.layers.weights import Shards, WeightTable
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """How a family normalizes: epsilon, what is added to the weight, and whether the product precedes the cast.
+
+    Gemma 3 multiplies by (1 + weight) in float32 and casts afterwards; Llama and Qwen cast first.
+    """
+
+    epsilon: float
+    weight_offset: float = 0.0
+    multiply_before_cast: bool = False
+
+    def __call__(self, weights: WeightTable, x: Shards, name: str, size: int) -> Shards:
+        """Normalizes the last axis, of `size`, of each device's x with the weight `name`.weight."""
+        copies = weights.copies(f"{name}.weight", [size])
+        return [self.apply(shard, weight) for shard, weight in zip(x, copies, strict=True)]
+
+    def apply(self, x: TensorValue, weight: TensorValue) -> TensorValue:
+        return ops.rms_norm(x, weight, self.epsilon, self.weight_offset, self.multiply_before_cast)

@@ -1,0 +1,116 @@
+"""The `pipelines` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from pipelines.config import ENCODINGS, PipelineConfig, parse_memory
+from pipelines.errors import InputError
+from pipelines.sampling_params import SamplingParams
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line: 0 when all went well, 2 with one line on stderr for bad input, 130 for Ctrl-C."""
+    try:
+        code = commands.main(arguments, prog_name="pipelines", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        click.echo(help_text.format_message(), err=True)
+        code = 2
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except InputError as error:
+        code = _fail(str(error))
+    except BrokenPipeError:  # whoever read stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.flush()
+        os._exit(130)  # a compilation in the background would keep an orderly exit waiting for minutes
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+@click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="graph-pipelines", prog_name="pipelines")
+def commands() -> None:
+    """Language-model pipelines on the MAX graph compiler."""
+
+
+@commands.command()
+@click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint.  [default: the bundled demo]")
+@click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated; `-` reads standard input.")
+@click.option(
+    "--chat/--raw",
+    default=None,
+    help="Use the model's chat template, or the prompt as it is.  [default: chat for instruction models]",
+)
+@click.option("--max-new-tokens", type=int, default=256, show_default=True)
+@click.option("--max-length", type=int, help="Tokens of prompt and answer.  [default: the model's limit, or what fits]")
+@click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once.")
+@click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1")
+@click.option("--quantization-encoding", type=click.Choice(["auto", *ENCODINGS]), default="auto", show_default=True)
+@click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 keeps all.")
+@click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens that make up this probability.")
+@click.option("--min-p", type=float, default=0.0, help="Drop tokens below this share of the likeliest one.")
+@click.option("--repetition-penalty", type=float, default=1.0)
+@click.option("--presence-penalty", type=float, default=0.0)
+@click.option("--frequency-penalty", type=float, default=0.0)
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt.")
+@click.option("--stats", is_flag=True, help="Speed and memory on stderr at the end.")
+@click.option("--custom-architectures", multiple=True, metavar="MODULE[:ATTR]", help="Architectures to add.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint.")
+def generate(**options: Any) -> None:
+    """Complete prompts. The text goes to stdout as it is made, all else to stderr."""
+    from pipelines.console import generate_to_console, read_prompts
+
+    sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
+    prompts = read_prompts(_take(options, "prompts")["prompts"], sys.stdin)
+    output = _take(options, "chat", "as_json", "stats")
+    if options["kv_cache_memory"] is not None:
+        options["kv_cache_memory"] = parse_memory(options["kv_cache_memory"])
+    generate_to_console(PipelineConfig(**options), prompts, sampling, **output)
+
+
+@commands.command(name="list")
+def list_command() -> None:
+    """Show the architectures, example models, and the encodings that each kind of device runs."""
+    from pipelines.console import list_architectures
+
+    list_architectures()
+
+
+_SAMPLING_OPTIONS = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+)
+
+
+def _take(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Removes some options and returns them; what remains are the fields of PipelineConfig."""
+    return {name: options.pop(name) for name in names}
+
+
+if __name__ == "__main__":
+    main()

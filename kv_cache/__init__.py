@@ -1,0 +1,22 @@
+"""Paged KV cache: pages, tables, prefix hits and sizes. It knows no model and no text."""
+
+from __future__ import annotations
+
+from kv_cache.inputs import StepInputs, advance
+from kv_cache.manager import KVCacheManager
+from kv_cache.pages import PagePool, PageTable
+from kv_cache.params import KVCacheParams, PageGroup
+from kv_cache.sizing import CachePlan, format_bytes, plan_cache
+
+__all__ = [
+    "CachePlan",
+    "KVCacheManager",
+    "KVCacheParams",
+    "PageGroup",
+    "PagePool",
+    "PageTable",
+    "StepInputs",
+    "advance",
+    "format_bytes",
+    "plan_cache",
+]

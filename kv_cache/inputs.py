@@ -1,0 +1,93 @@
+"""Page memory, and the buffers that tell a graph where the pages of each row are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.nn.kv_cache import KVCacheInputsPerDevice, padded_lut_cols
+
+from kv_cache.params import KVCacheParams, PageGroup
+
+StepInputs = dict[str, tuple[KVCacheInputsPerDevice[Buffer, Buffer], ...]]
+"""What one step takes: for each page group, one entry per device."""
+
+ALIGNMENT_BYTES = 64
+"""A cache line, which is also the widest vector load."""
+
+
+def allocate_pages(group: PageGroup, num_pages: int, device: Device) -> Buffer:
+    """One device's zeroed pages, [num_pages, 2 (K and V), layers, page_size, heads of the device, head_dim]."""
+    shape = [num_pages, *group.max_params.shape_per_block]
+    if device.is_host:
+        return _untouched_zeros(shape, group.dtype)
+    return Buffer.zeros(shape, group.dtype, device)
+
+
+def _untouched_zeros(shape: Sequence[int], dtype: DType) -> Buffer:
+    """Zeros in host memory that costs nothing until it is written: numpy's come from the system as they are."""
+    size_bytes = math.prod(shape) * dtype.size_in_bytes
+    memory = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return Buffer.from_numpy(memory[start : start + size_bytes]).view(dtype, shape)
+
+
+def lookup_table(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.uint32]:
+    """The page numbers of each row, [rows, at least the longest table], padded with zeros that no row reads."""
+    lookup = np.zeros((len(tables), padded_lut_cols(max(map(len, tables)))), np.uint32)
+    for row, pages in zip(lookup, tables, strict=True):
+        row[: len(pages)] = pages
+    return lookup
+
+
+def group_inputs(
+    group: PageGroup,
+    pages: Sequence[Buffer],
+    lookup_tables: Sequence[Buffer],
+    num_cached: npt.NDArray[np.uint32],
+    num_new: npt.NDArray[np.uint32],
+) -> tuple[KVCacheInputsPerDevice[Buffer, Buffer], ...]:
+    """One group's inputs, an entry per device.
+
+    pages, lookup_tables: one per device. num_cached, num_new [rows]: tokens in the table before and in this step.
+    """
+    max_new, max_cached = int(num_new.max()), int((num_cached + num_new).max())
+    key = group.max_params.resolve_attn_key(len(num_new), max_new, max_cached)
+    return tuple(
+        KVCacheInputsPerDevice(
+            kv_blocks=blocks,
+            cache_lengths=Buffer.from_numpy(num_cached).to(blocks.device),
+            lookup_table=table,
+            max_prompt_length=Buffer.from_numpy(np.array([max_new], np.uint32)),
+            max_cache_length=Buffer.from_numpy(np.array([max_cached], np.uint32)),
+            page_stride=Buffer.from_numpy(np.array([math.prod(blocks.shape[1:])], np.int64)),
+            attention_dispatch_metadata=key.pack_into_buffer(blocks.device, max_cached),
+        )
+        for blocks, table in zip(pages, lookup_tables, strict=True)
+    )
+
+
+def advance(
+    inputs: Mapping[str, Sequence[KVCacheInputsPerDevice[Buffer, Buffer]]],
+    params: KVCacheParams,
+    row_lengths: Sequence[int],
+) -> StepInputs:
+    """The inputs of the step after this one, of one token a row, over the same tables.
+
+    row_lengths: tokens of each row in this step. The tables must already reach one token further.
+    """
+    computed, one = np.array(row_lengths, np.uint32), np.ones(len(row_lengths), np.uint32)
+    return {
+        name: group_inputs(
+            params.group(name),
+            [device.kv_blocks for device in devices],
+            [device.lookup_table for device in devices],
+            devices[0].cache_lengths.to_numpy() + computed,
+            one,
+        )
+        for name, devices in inputs.items()
+    }

@@ -1,0 +1,141 @@
+"""Pages of one group: who holds them, what they contain, which may be taken. Numbers only, no memory."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PageTable:
+    """The pages of one request in one group: positional and append-only.
+
+    num_gone: leading pages that left the window; `pages` begins at that position.
+    """
+
+    num_gone: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The position after the last page."""
+        return self.num_gone + len(self.pages)
+
+    def page_at(self, position: int) -> int:
+        """The page that holds the tokens from position * page_size on."""
+        if position < self.num_gone:
+            raise IndexError(f"page {position} left the window; the first one kept is {self.num_gone}")
+        return self.pages[position - self.num_gone]
+
+    def slide(self, num_gone: int) -> list[int]:
+        """Drops the pages before position `num_gone` and gives them back to the caller."""
+        count = max(0, num_gone - self.num_gone)
+        dropped, self.pages = self.pages[:count], self.pages[count:]
+        self.num_gone += count
+        return dropped
+
+
+class PagePool:
+    """Free and used pages, with their reference counts and content hashes.
+
+    A free page keeps its hash, and can be shared again, until it is allocated for something else. Pages without one
+    are taken first, the latest freed before all others, so that memory never touched stays so; then the hashed ones,
+    the longest unused first.
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        if num_pages < 1:
+            raise ValueError(f"a page pool needs at least one page, not {num_pages}")
+        self._num_references = [0] * num_pages
+        self._digests: list[bytes | None] = [None] * num_pages
+        self._page_of: dict[bytes, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))  # in the order of being taken
+
+    @property
+    def num_pages(self) -> int:
+        return len(self._num_references)
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody holds, whether or not their content may still be shared."""
+        return len(self._free)
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a page with this content is resident."""
+        return digest in self._page_of
+
+    def digest(self, page: int) -> bytes | None:
+        """The content hash of a page, if it has one."""
+        return self._digests[page]
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Takes `count` pages, whose content is forgotten; None, and nothing taken, if so many are not free."""
+        if count > self.num_free:
+            return None
+        pages = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for page in pages:
+            self._num_references[page] = 1
+            if (digest := self._digests[page]) is not None:
+                self._digests[page] = None
+                del self._page_of[digest]
+        return pages
+
+    def share(self, digest: bytes) -> int:
+        """Takes the page that has this content; KeyError if it is not resident."""
+        page = self._page_of[digest]
+        self._free.pop(page, None)
+        self._num_references[page] += 1
+        return page
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Gives back one reference to each page, tail first: the beginning of a prompt outlives its end."""
+        for page in reversed(pages):
+            if self._num_references[page] < 1:
+                raise ValueError(f"page {page} is released but nobody holds it")
+            self._num_references[page] -= 1
+            if self._num_references[page] == 0:
+                self._free[page] = None
+                self._free.move_to_end(page, last=self._digests[page] is not None)
+
+    def set_digest(self, page: int, digest: bytes) -> None:
+        """Makes a full page findable by its content; when another page already is, this one stays private."""
+        if self._digests[page] is not None:
+            raise ValueError(f"the content hash of page {page} is set twice")
+        if digest not in self._page_of:
+            self._digests[page] = digest
+            self._page_of[digest] = page
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Raises AssertionError, naming the broken invariant, unless exactly these tables hold the pages."""
+        holders = Counter(page for table in tables for page in table)
+        for page, num_references in enumerate(self._num_references):
+            digest = self._digests[page]
+            require(num_references == holders[page], f"page {page}: {num_references} references, {holders[page]} held")
+            require((num_references == 0) == (page in self._free), f"page {page} is free and used, or neither")
+            require(num_references < 2 or digest is not None, f"page {page} is shared but has no content hash")
+            require(digest is None or self._page_of.get(digest) == page, f"page {page} is not found by its hash")
+        num_hashed = sum(digest is not None for digest in self._digests)
+        require(len(self._page_of) == num_hashed, f"{len(self._page_of)} hashes lead to {num_hashed} pages")
+        require(holders.keys() <= set(range(self.num_pages)), "a table holds a page that does not exist")
+
+
+def require(condition: bool, message: str) -> None:
+    """An assertion that python -O keeps."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def root_digest(salt: bytes) -> bytes:
+    """What the first page's hash is chained to; requests with different salts share nothing."""
+    return hashlib.sha256(salt).digest()
+
+
+def page_digests(tokens: Sequence[int], parent: bytes, page_size: int) -> Iterator[bytes]:
+    """The content hash of each whole page of `tokens`: of the tokens in it and, through `parent`, all before it."""
+    content = memoryview(array("q", tokens))
+    for start in range(0, len(tokens) - page_size + 1, page_size):
+        parent = hashlib.sha256(parent + content[start : start + page_size]).digest()
+        yield parent

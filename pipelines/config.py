@@ -1,0 +1,126 @@
+"""The run: which model, on what, how large. Nothing here is read from the checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    from max.driver import Device
+    from max.graph import DeviceRef
+
+ENCODINGS = ("float32", "bfloat16", "q4_0", "q4_k", "q6_k", "q8_0", "float8_e4m3fn")
+MAX_STEP_TOKENS = {"cpu": 512, "gpu": 2048}
+UNITS = {"B": 1}
+for power, prefix in enumerate("KMGT", 1):
+    UNITS |= {f"{prefix}B": 1000**power, f"{prefix}IB": 1024**power}
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """One run of one model.
+
+    Raises InputError for a value that no run can have; what the model can't do is found when it is loaded.
+    """
+
+    model: str | None = None  # a folder or a hub id; None: the demo model that comes with the package
+    revision: str | None = None
+    devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"
+    quantization_encoding: str = "auto"
+    max_length: int | None = None  # tokens of prompt and answer; None: what the model allows and memory holds
+    max_batch_size: int = 8  # requests that run at once
+    max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
+    kv_cache_memory: int | None = None  # bytes; None: what the requests need, within a share of what is free
+    enable_prefix_caching: bool = False
+    custom_architectures: tuple[str, ...] = ()  # "module" or "module:attribute"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", os.fspath(self.model))  # a Path is welcome
+        _parse_devices(self.devices)
+        if self.quantization_encoding not in ("auto", *ENCODINGS):
+            choices = ", ".join(("auto", *ENCODINGS))
+            raise InputError(f"quantization_encoding is '{self.quantization_encoding}': choose one of {choices}")
+        _check_int("max_length", self.max_length, 1, 2**24)
+        _check_int("max_batch_size", self.max_batch_size, 1, 4096, optional=False)
+        _check_int("max_batch_tokens", self.max_batch_tokens, self.max_batch_size, 2**20)
+        _check_int("kv_cache_memory", self.kv_cache_memory, 1, 2**50)
+        if isinstance(self.custom_architectures, str):
+            raise InputError(f"custom_architectures is '{self.custom_architectures}': give a tuple of names")
+        object.__setattr__(self, "custom_architectures", tuple(self.custom_architectures))
+
+    @property
+    def device_kind(self) -> Literal["cpu", "gpu"]:
+        """The kind of all devices of the run."""
+        return "gpu" if _parse_devices(self.devices) else "cpu"
+
+    @property
+    def device_refs(self) -> list[DeviceRef]:
+        """The devices as a graph names them; none is opened, or needs to exist."""
+        from max.graph import DeviceRef
+
+        return [DeviceRef.GPU(number) for number in _parse_devices(self.devices)] or [DeviceRef.CPU()]
+
+    @property
+    def max_step_tokens(self) -> int:
+        """The token budget of one step: every running request can have one."""
+        return self.max_batch_tokens or max(MAX_STEP_TOKENS[self.device_kind], self.max_batch_size)
+
+
+def open_devices(config: PipelineConfig) -> list[Device]:
+    """Open the devices of a run.
+
+    Raises InputError if a GPU is asked for that is not there.
+    """
+    from max.driver import CPU, Accelerator, accelerator_count
+
+    numbers = _parse_devices(config.devices)
+    if not numbers:
+        return [CPU()]
+    num_found = accelerator_count()
+    if not num_found:
+        raise InputError(f"no GPU found for devices '{config.devices}': run with devices 'cpu'")
+    if max(numbers) >= num_found:
+        found = ", ".join(f"gpu:{number}" for number in range(num_found))
+        raise InputError(f"no GPU {max(numbers)} found for devices '{config.devices}': there is {found}")
+    return [Accelerator(number) for number in numbers]
+
+
+def parse_memory(text: str) -> int:
+    """Bytes from "2GiB", "0.5 GiB" or "512MB"; a number alone is bytes.
+
+    Raises InputError for anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip(), re.IGNORECASE | re.ASCII)
+    factor = UNITS.get((match[2] or "B").upper()) if match else None
+    size_bytes = int(float(match[1]) * factor) if match and factor and len(match[1]) < 20 else 0
+    if not size_bytes:
+        raise InputError(f"'{text}' is not an amount of memory: write for example 2GiB or 512MB")
+    return size_bytes
+
+
+def _parse_devices(devices: str) -> list[int]:
+    """GPU numbers, in the order given; none for the CPU."""
+    if devices == "cpu":
+        return []
+    if devices == "gpu":
+        return [0]
+    match = re.fullmatch(r"gpu:(\d{1,3}(?:,\d{1,3})*)", devices, re.ASCII) if isinstance(devices, str) else None
+    if match is None:
+        raise InputError(f"devices is '{devices}': write cpu, gpu, or gpu:0,1 with the GPUs' numbers")
+    numbers = [int(number) for number in match[1].split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"devices is '{devices}': each GPU can be named once")
+    return numbers
+
+
+def _check_int(name: str, value: Any, low: int, high: int, optional: bool = True) -> None:
+    if value is None and optional:
+        return
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}: give a whole number from {low} to {high}")

@@ -1,0 +1,106 @@
+"""What the commands print: text on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from pipelines.config import PipelineConfig
+from pipelines.errors import InputError
+from pipelines.progress import console_stages
+from pipelines.registry import Registry
+from pipelines.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from pipelines.engine import Request
+    from pipelines.text_generation import TextGenerationPipeline
+
+
+def read_prompts(prompts: Sequence[str], stdin: TextIO) -> list[str]:
+    """The prompts, with `-` replaced by standard input less its last line end.
+
+    Raises:
+        InputError: No prompt, an empty one, or input that is not UTF-8.
+    """
+    if not prompts:
+        raise InputError("no prompt: give --prompt TEXT, or --prompt - to read standard input")
+    try:
+        read = [stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if "" in read:
+        raise InputError("the prompt is empty: give some text")
+    return read
+
+
+def generate_to_console(
+    config: PipelineConfig,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    chat: bool | None,
+    as_json: bool,
+    stats: bool,
+) -> None:
+    """Completes the prompts and prints them in their order, the first unfinished one as it is made.
+
+    chat: use the chat template; None: for instruction models. as_json: one object a prompt instead of text.
+    """
+    from pipelines.load import load_pipeline
+
+    stages = console_stages(sys.stderr)
+    config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
+    with load_pipeline(config, stages) as pipe:
+        is_chat = pipe.is_instruction_model if chat is None else chat
+        start = time.perf_counter()
+        requests = pipe.submit([pipe.encode_chat(prompt) if is_chat else prompt for prompt in prompts], params)
+        if as_json:
+            _print_objects(pipe, prompts, requests)
+        else:
+            _print_text(pipe, requests)
+        if stats:
+            stages.note(_stats(pipe, time.perf_counter() - start))
+
+
+def list_architectures() -> None:
+    """A table on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("architecture", "example models", "on CPU", "on GPU", box=box.SIMPLE)
+    for name, record in sorted(Registry.load().architectures.items()):
+        encodings = [", ".join(record.encodings.get(kind, ())) or "-" for kind in ("cpu", "gpu")]
+        table.add_row(name, "\n".join(record.example_repo_ids), *encodings)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _print_text(pipe: TextGenerationPipeline, requests: Sequence[Request]) -> None:
+    """Each text as it comes; the ones after it are made meanwhile and wait for their turn."""
+    for request in requests:
+        for chunk in pipe.follow(request):
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+def _print_objects(pipe: TextGenerationPipeline, prompts: Sequence[str], requests: Sequence[Request]) -> None:
+    for prompt, request in zip(prompts, requests, strict=True):
+        output = dataclasses.asdict(pipe.finish(request))
+        print(json.dumps({"prompt": prompt, **output}, ensure_ascii=False), flush=True)
+
+
+def _stats(pipe: TextGenerationPipeline, seconds: float) -> str:
+    """One line: prefill and decode speed, memory, preemptions if there were any."""
+    stats, preemptions = pipe.engine.stats, pipe.engine.scheduler.num_preemptions
+    parts = [
+        f"prefill {stats.num_prefill_tokens} tokens, {stats.num_prefill_tokens / max(stats.prefill_s, 1e-9):.1f}/s",
+        f"decode {stats.num_decode_tokens} tokens, {stats.num_decode_tokens / max(stats.decode_s, 1e-9):.1f}/s",
+        f"{seconds:.2f} s in all",
+        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB",
+    ]
+    return "; ".join(parts + [f"{preemptions} preemptions"] * bool(preemptions))

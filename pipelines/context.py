@@ -1,0 +1,76 @@
+"""The state of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(eq=False)
+class TextContext:
+    """A request's tokens, and how far the model has come with them.
+
+    tokens: the prompt and what was generated. num_computed: how many have their keys and values in the cache.
+    num_scheduled: how many the current step computes. salt: requests with different salts share no cached prefix.
+    """
+
+    request_id: str
+    tokens: list[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    salt: bytes = b""
+    num_computed: int = 0
+    num_scheduled: int = 0
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.tokens)
+        self.prompt_length = len(self.tokens)
+
+    @property
+    def next_chunk(self) -> list[int]:
+        """The tokens of the current step."""
+        return self.tokens[self.num_computed : self.num_computed + self.num_scheduled]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Tokens not yet computed."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def completes_with_this_step(self) -> bool:
+        """Whether the step computes the last token there is, so that its logits choose the next."""
+        return self.num_computed + self.num_scheduled == len(self.tokens)
+
+    def max_total_tokens(self, max_length: int) -> int:
+        """How many tokens prompt and answer may have together, where the model allows `max_length`."""
+        if self.params.max_new_tokens is None:
+            return max_length
+        return min(max_length, self.prompt_length + self.params.max_new_tokens)
+
+    def advance(self) -> None:
+        """The step has run."""
+        self.num_computed += self.num_scheduled
+        self.num_scheduled = 0
+
+    def append(self, token: int) -> None:
+        """Take a generated token."""
+        self.tokens.append(token)
+
+    def reset(self) -> None:
+        """Preempted: the cache holds nothing of this request any more."""
+        self.num_computed = self.num_scheduled = 0
+
+    def finish_reason(self, token: int, eos_token_ids: Collection[int], max_length: int) -> FinishReason | None:
+        """Why the request ends with `token`, the last one appended; None: it goes on."""
+        if self.num_generated > self.params.min_tokens and token in self.params.stop_ids(eos_token_ids):
+            return "stop"
+        return "length" if len(self.tokens) >= self.max_total_tokens(max_length) else None

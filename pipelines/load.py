@@ -1,0 +1,101 @@
+"""From a configuration to a pipeline that is ready to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+from max.driver import Device
+from max.engine import InferenceSession
+
+from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
+from pipelines.checkpoint import Checkpoint, resolve_config
+from pipelines.config import PipelineConfig, open_devices
+from pipelines.errors import InputError
+from pipelines.progress import NullStages, Stages
+from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
+from pipelines.text_generation import TextGenerationPipeline
+from pipelines.tokenizer import TextTokenizer
+from pipelines.weights import open_state_dict
+
+
+def load_pipeline(config: PipelineConfig, stages: Stages | None = None) -> TextGenerationPipeline:
+    """Loads the model that `config` names: its checkpoint, its compiled graph, its cache.
+
+    stages: is told what is being waited for.
+
+    Raises:
+        InputError: Something in the configuration or the checkpoint can't be used; one line says what to do.
+    """
+    stages = stages or NullStages()
+    with stages.stage("config"):
+        checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code)
+        architecture = Registry.load(config.custom_architectures).find(checkpoint.architectures)
+        encoding = choose_encoding(architecture, config.device_kind, config.quantization_encoding, checkpoint.dtype)
+        config = dataclasses.replace(config, quantization_encoding=encoding)
+        devices = open_devices(config)
+        kv_params = _kv_params(architecture, config, checkpoint)
+    with stages.stage("checkpoint"):
+        state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
+        tokenizer = TextTokenizer.from_pretrained(checkpoint.path, config.trust_remote_code)
+    plan = _plan(config, checkpoint, kv_params, devices, state_dict)
+    stages.note(plan.describe(kv_params))
+    config = dataclasses.replace(config, max_length=plan.max_length)
+    session = InferenceSession(devices=devices)
+    model = architecture.pipeline_model(
+        config, session, devices, checkpoint.huggingface_config, state_dict, stages=stages
+    )
+    with stages.stage("cache"):
+        cache = KVCacheManager(kv_params, plan.num_pages, devices, config.enable_prefix_caching)
+    return TextGenerationPipeline(config, model, cache, tokenizer, checkpoint)
+
+
+def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, checkpoint: Checkpoint) -> KVCacheParams:
+    try:
+        arch_config = architecture.config.initialize_from_config(config, checkpoint.huggingface_config)
+        return arch_config.get_kv_params()  # type: ignore[no-any-return]
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"config.json of '{checkpoint.name}': {error}") from error
+
+
+def _plan(
+    config: PipelineConfig,
+    checkpoint: Checkpoint,
+    kv_params: KVCacheParams,
+    devices: Sequence[Device],
+    state_dict: dict[str, Any],
+) -> CachePlan:
+    """How many pages there will be, given what the weights leave free.
+
+    Raises:
+        InputError: max_length is more than the model's, or does not fit in memory.
+    """
+    model_limit = checkpoint.huggingface_config.get_text_config().max_position_embeddings
+    if config.max_length is not None and config.max_length > model_limit:
+        raise InputError(f"--max-length {config.max_length} is more than the {model_limit} tokens of the model")
+    itemsize = kv_params.groups[0].dtype.size_in_bytes
+    weights_bytes = sum(math.prod(int(d) for d in w.shape) for w in state_dict.values()) * itemsize
+    try:
+        return plan_cache(
+            kv_params,
+            max_length=config.max_length or model_limit,
+            may_shorten=config.max_length is None,
+            max_batch_size=config.max_batch_size,
+            max_step_tokens=config.max_step_tokens,
+            memory_bytes=config.kv_cache_memory,
+            available_bytes=max(0, _free_bytes(devices) - weights_bytes),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _free_bytes(devices: Sequence[Device]) -> int:
+    """Memory that the devices have free, all together."""
+    if devices[0].is_host:
+        return int(psutil.virtual_memory().available)
+    return sum(int(device.stats["free_memory"]) for device in devices)

@@ -1,0 +1,140 @@
+"""The contract between an architecture and the pipeline that runs it.
+
+The names are MAX's. An architecture gives an `ArchConfig` and a `PipelineModel`; its record (`registry.py`) names both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from max.driver import Buffer, Device
+from max.engine import InferenceSession, Model
+from max.graph import Graph
+from max.graph.weights import WeightData
+
+from kv_cache import KVCacheParams
+from pipelines.decoder_inputs import DecoderBuffers, allocate_signal_buffers
+from pipelines.weights import WeightSpec
+
+if TYPE_CHECKING:
+    from pipelines.config import PipelineConfig
+    from pipelines.context import TextContext
+
+ModelInputs = DecoderBuffers
+
+
+class ReturnLogits(str, Enum):
+    """Which positions a step gives logits for."""
+
+    LAST_TOKEN = "last_token"
+    """The last of each row."""
+    VARIABLE = "variable"
+    """The last `return_n_logits` of each row."""
+    ALL = "all"
+    """Every one."""
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """What a step gives, on the first device.
+
+    logits: [M, V] float32, of the positions that ReturnLogits selects.
+    next_token_logits: [B, V] float32, of each row's last position.
+    logit_offsets: [B + 1] int64, where each row begins in `logits`.
+    next_tokens: [B] int64, the greedy choice of each row.
+    """
+
+    logits: Buffer
+    next_token_logits: Buffer
+    logit_offsets: Buffer
+    next_tokens: Buffer
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A graph, and how each of its weights is made from the checkpoint."""
+
+    graph: Graph
+    weights: Sequence[WeightSpec]
+
+
+class ArchConfig(Protocol):
+    """What a graph needs to know of a model, gathered in two steps."""
+
+    @classmethod
+    def initialize(cls, pipeline_config: PipelineConfig, model_config: Any | None = None) -> Self:
+        """From the run alone; model_config: the Hugging Face configuration, read from the checkpoint when None."""
+
+    @classmethod
+    def initialize_from_config(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> Self:
+        """All that config.json and the run tell.
+
+        Raises:
+            ValueError: A value that the graph can't honour, naming field and value.
+        """
+
+    def finalize(
+        self,
+        huggingface_config: Any,
+        state_dict: MutableMapping[str, WeightData],
+        return_logits: ReturnLogits,
+        quant_config: Any | None = None,
+    ) -> None:
+        """What only the weights tell. A config that is not finalized can't build a graph."""
+
+    @staticmethod
+    def get_num_layers(huggingface_config: Any) -> int: ...
+
+    def get_kv_params(self) -> KVCacheParams: ...
+
+
+class AlwaysSignalBuffersMixin:
+    """Signal buffers for every number of devices, one included, so that all graphs take the same inputs."""
+
+    devices: Sequence[Device]
+    _signal_buffers: list[Buffer] | None = None
+
+    @property
+    def signal_buffers(self) -> list[Buffer]:
+        if self._signal_buffers is None:
+            self._signal_buffers = allocate_signal_buffers(self.devices)
+        return self._signal_buffers
+
+
+class PipelineModel(ABC):
+    """A compiled model with its weights: inputs in, logits out.
+
+    It owns no request state: pages and lengths are the cache manager's, tokens the contexts'.
+    """
+
+    model_config_cls: ClassVar[type]
+    model: Model
+
+    @abstractmethod
+    def load_model(self, session: InferenceSession) -> Model:
+        """Compiles the graph and hands it the weights."""
+
+    @abstractmethod
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
+        return_n_logits: int = 1,
+    ) -> ModelInputs:
+        """The inputs of a step that computes each context's `next_chunk`, prefill and decode alike."""
+
+    @abstractmethod
+    def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> ModelInputs:
+        """The inputs of the step after `prev_model_inputs`, one token [B] a row, over the same page tables."""
+
+    @abstractmethod
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Runs one step."""
+
+    @classmethod
+    @abstractmethod
+    def get_num_layers(cls, huggingface_config: Any) -> int: ...

@@ -1,0 +1,18 @@
+"""Silence for other libraries while they are imported or called: the start of a program says only what it must."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back log lines below ERROR: transformers advises to install torch, the hub client reports each retry."""
+    before = logging.root.manager.disable
+    logging.disable(before)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,110 @@
+"""Which architectures there are: records that installed packages offer, found by the name in config.json."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from pipelines.errors import InputError
+
+ENTRY_POINT_GROUP = "pipelines.architectures"
+
+
+@dataclass(frozen=True)
+class SupportedArchitecture:
+    """What the framework must know of an architecture. Data only."""
+
+    name: str  # as config.json says it, "Gemma3ForCausalLM"
+    example_repo_ids: tuple[str, ...]
+    encodings: Mapping[str, tuple[str, ...]]  # device kind ("cpu", "gpu") -> encodings, the default first
+    config: type[Any]  # an ArchConfig
+    pipeline_model: type[Any]  # a PipelineModel
+    adapt_name: Callable[[str], str | None]  # checkpoint's tensor name -> graph's; None: dropped; KeyError: unknown
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The architectures of this run, by name."""
+
+    architectures: Mapping[str, SupportedArchitecture]
+    problems: tuple[str, ...] = field(default=())  # installed ones that could not be loaded, and why
+
+    @classmethod
+    def load(cls, custom: Iterable[str] = ()) -> Registry:
+        """Collect what installed packages offer under the entry-point group, then ``custom`` ("module[:attribute]").
+
+        A custom architecture takes the place of an installed one. An installed one that is broken is left out, and
+        named when a model needs something that is not there.
+
+        Raises InputError for a custom architecture that can't be loaded.
+        """
+        architectures: dict[str, SupportedArchitecture] = {}
+        problems = []
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                found = _records(entry.load())
+            except Exception as error:
+                problems.append(f"'{entry.value}' could not be loaded ({_describe(error)})")
+                continue
+            architectures = {record.name: record for record in found} | architectures
+        for name in custom:
+            architectures |= {record.name: record for record in _load_custom(name)}
+        return cls(architectures, tuple(problems))
+
+    def find(self, architectures: Sequence[str]) -> SupportedArchitecture:
+        """The first of a checkpoint's ``architectures`` that is here.
+
+        Raises InputError naming those that are.
+        """
+        for name in architectures:
+            if name in self.architectures:
+                return self.architectures[name]
+        wanted = ", ".join(f"'{name}'" for name in architectures) or "(config.json names none)"
+        supported = ", ".join(sorted(self.architectures)) or "none is installed"
+        problems = "".join(f"; {problem}" for problem in self.problems)
+        raise InputError(f"architecture {wanted} is not supported; supported: {supported}{problems}")
+
+
+def choose_encoding(
+    architecture: SupportedArchitecture, device_kind: str, requested: str, checkpoint_dtype: str | None
+) -> str:
+    """The encoding to run in: the requested one, or for "auto" the checkpoint's where the device runs it.
+
+    Raises InputError naming the encodings that this kind of device runs.
+    """
+    encodings = architecture.encodings.get(device_kind, ())
+    if not encodings:
+        kinds = ", ".join(kind for kind, names in architecture.encodings.items() if names)
+        raise InputError(f"{architecture.name} does not run on {device_kind}; it runs on: {kinds}")
+    if requested == "auto":
+        return checkpoint_dtype if checkpoint_dtype in encodings else encodings[0]
+    if requested not in encodings:
+        can_run = ", ".join(encodings)
+        raise InputError(f"{architecture.name} does not run in {requested} on {device_kind}; choose one of: {can_run}")
+    return requested
+
+
+def _load_custom(name: str) -> tuple[SupportedArchitecture, ...]:
+    module, _, attribute = name.partition(":")
+    attribute = attribute or "ARCHITECTURES"
+    try:
+        return _records(getattr(importlib.import_module(module), attribute))
+    except AttributeError as error:
+        raise InputError(f"custom architecture '{name}': {_describe(error)}; write module:attribute") from error
+    except Exception as error:  # somebody else's code: it may raise anything
+        raise InputError(f"custom architecture '{name}' can't be loaded ({_describe(error)})") from error
+
+
+def _records(value: object) -> tuple[SupportedArchitecture, ...]:
+    records = tuple(value) if isinstance(value, Sequence) else (value,)
+    for record in records:
+        if not isinstance(record, SupportedArchitecture):
+            raise TypeError(f"it holds {type(record).__name__}, not SupportedArchitecture")
+    return records
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,206 @@
+"""The pipeline as its users see it: prompts in, text out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_cache import KVCacheManager
+from pipelines.checkpoint import Checkpoint
+from pipelines.config import PipelineConfig
+from pipelines.context import TextContext
+from pipelines.detokenizer import StopChecker
+from pipelines.engine import Engine, Request, TextChunk
+from pipelines.errors import InputError
+from pipelines.log_probabilities import TokenLogProbs
+from pipelines.pipeline_model import PipelineModel
+from pipelines.sampling import Sampler
+from pipelines.sampling_params import SamplingParams
+from pipelines.tokenizer import TextTokenizer
+
+Prompt = str | Sequence[int]
+"""Text, or token ids that are taken as they are."""
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """A finished request.
+
+    tokens: those generated, the one that ended the text included. finish_reason: "stop" (an end-of-text token, a stop
+    token or a stop string) or "length". logprobs: one entry a token, where SamplingParams asked for them.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    num_prompt_tokens: int
+    logprobs: list[TokenLogProbs] | None = None
+
+
+class TextGenerationPipeline:
+    """A loaded model with its cache and tokenizer; `load_pipeline` makes one. Not for use from several threads."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        model: PipelineModel,
+        cache: KVCacheManager,
+        tokenizer: TextTokenizer,
+        checkpoint: Checkpoint,
+    ) -> None:
+        assert config.max_length is not None
+        self.config, self.model, self.cache, self.tokenizer = config, model, cache, tokenizer
+        self.max_length = config.max_length
+        self.vocab_size = int(checkpoint.huggingface_config.get_text_config().vocab_size)
+        self.is_instruction_model = tokenizer.has_chat_template and not checkpoint.is_base_model
+        self.engine = Engine(
+            model,
+            cache,
+            vocab_size=self.vocab_size,
+            eos_token_ids=checkpoint.eos_token_ids or tokenizer.eos_token_ids,
+            max_length=self.max_length,
+            max_batch_size=config.max_batch_size,
+            max_step_tokens=config.max_step_tokens,
+        )
+        self._ids = map(str, itertools.count())
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[GenerationOutput]:
+        """Completes the prompts together; params: for all of them, or one each.
+
+        Raises:
+            InputError: An empty or overlong prompt, a token id outside the vocabulary; nothing was generated.
+        """
+        requests = self.submit(_as_list(prompts), params)
+        self._run(requests)
+        return [_output(request) for request in requests]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextChunk]:
+        """The completion of one prompt, piece by piece; leaving the iteration gives the request up.
+
+        Raises:
+            InputError: As `generate`, at once.
+        """
+        (request,) = self.submit([prompt], params)
+        return self.follow(request)
+
+    def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[npt.NDArray[np.float32]]:
+        """The logits of every position of each prompt, [T, V] float32.
+
+        Raises:
+            InputError: As `generate`.
+        """
+        one_token = SamplingParams(max_new_tokens=1)
+        requests = [self._request(prompt, one_token, wants_logits=True) for prompt in _as_list(prompts)]
+        self._add(requests)
+        self._run(requests)
+        return [np.concatenate(request.logits) for request in requests]
+
+    def submit(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Request]:
+        """Queues requests for the engine, all of them or none; whoever steps the engine reads their `chunks`."""
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise InputError(f"{len(prompts)} prompts have {len(params)} sampling parameters: give one each, or one")
+        requests = [self._request(prompt, p) for prompt, p in zip(prompts, params, strict=True)]
+        self._add(requests)
+        return requests
+
+    def follow(self, request: Request) -> Iterator[TextChunk]:
+        """What a submitted request gives, as it comes; leaving the iteration gives the request up."""
+        try:
+            while request.chunks or not request.is_done:
+                if not request.chunks:
+                    self.engine.step()
+                while request.chunks:
+                    yield request.chunks.popleft()
+        finally:
+            self.engine.cancel(request)
+
+    def finish(self, request: Request) -> GenerationOutput:
+        """All that a submitted request gives, once it is done."""
+        self._run([request])
+        return _output(request)
+
+    def encode_chat(self, prompt: str) -> list[int]:
+        """The token ids of one user turn in the model's chat template, ready for the model's answer."""
+        return self.tokenizer.encode_chat([{"role": "user", "content": prompt}])
+
+    def close(self) -> None:
+        """Frees the model and its cache; the pipeline can't be used afterwards."""
+        self.__dict__.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, requests: Sequence[Request]) -> None:
+        """Steps until all are done; if one step fails, none is left behind."""
+        try:
+            while not all(request.is_done for request in requests):
+                self.engine.step()
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
+
+    def _add(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.engine.check(request)
+        for request in requests:
+            self.engine.add(request)
+
+    def _request(self, prompt: Prompt, params: SamplingParams, wants_logits: bool = False) -> Request:
+        tokens = self._encode(prompt, room=0 if wants_logits else 1)
+        request_id = next(self._ids)
+        return Request(
+            # A request that wants all logits must compute all its tokens: a salt of its own keeps prefixes apart.
+            context=TextContext(request_id, tokens, params, salt=request_id.encode() if wants_logits else b""),
+            sampler=Sampler(params, tokens, self.engine.eos_token_ids),
+            detokenizer=self.tokenizer.detokenizer(),
+            stops=StopChecker(params.stop),
+            wants_logits=wants_logits,
+        )
+
+    def _encode(self, prompt: Prompt, room: int) -> list[int]:
+        """Token ids, of which there must be some, with `room` for new ones."""
+        if len(prompt) == 0:
+            raise InputError("the prompt is empty: give some text or token ids")
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
+            raise InputError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
+        if len(tokens) + room > self.max_length:
+            raise InputError(
+                f"the prompt has {len(tokens)} tokens, and the limit is {self.max_length} with at least {room} new: "
+                "shorten it or raise --max-length"
+            )
+        return tokens
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as several."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], str | Sequence | np.ndarray)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _output(request: Request) -> GenerationOutput:
+    chunks = request.chunks
+    wants_logprobs = request.context.params.logprobs is not None
+    return GenerationOutput(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=[token for chunk in chunks for token in chunk.tokens],
+        finish_reason=chunks[-1].finish_reason or "length",
+        num_prompt_tokens=request.context.prompt_length,
+        logprobs=[entry for chunk in chunks for entry in chunk.logprobs] if wants_logprobs else None,
+    )

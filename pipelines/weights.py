@@ -1,0 +1,187 @@
+"""From the tensors of a checkpoint to the weights of a graph: opened, checked, made one at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from max.driver import Buffer
+from max.dtype import DType
+from max.graph import Shape
+from max.graph.weights import WeightData
+
+from pipelines.cast import can_cast, cast_into
+from pipelines.errors import InputError
+from pipelines.safetensors_file import STORED_AS, Array, drop_resident_pages, read_tensors, storage_dtype
+
+CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
+CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is given back
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A tensor of the state dict that is, or is part of, one graph weight.
+
+    ``units`` says into how many equal pieces ``shard_axis`` may be cut: heads for a projection, the axis's size where
+    any cut is right, 1 for what every shard holds whole. Shards in excess of the units share them in equal runs.
+    """
+
+    name: str
+    units: int = 1
+
+    def part(self, size: int, shard: int, num_shards: int) -> slice:
+        """What ``shard`` holds of an axis of ``size``.
+
+        Raises ValueError if the units can't be spread evenly.
+        """
+        num_parts = min(self.units, num_shards)
+        if size % self.units or self.units % num_parts or num_shards % num_parts:
+            raise ValueError(f"{self.name}: {size} in {self.units} units can't be spread over {num_shards} shards")
+        part_size, part = size // num_parts, shard * num_parts // num_shards
+        return slice(part * part_size, (part + 1) * part_size)
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How one graph weight is made from checkpoint tensors.
+
+    ``shape`` and ``dtype`` are those of one shard, as the graph declares it; ``source_shapes`` those of the whole
+    tensors, as the checkpoint must hold them. Each source is cut along ``shard_axis`` (None: not at all), then the
+    pieces are joined along axis 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    sources: tuple[WeightSource, ...]
+    source_shapes: tuple[tuple[int, ...], ...]
+    shard_axis: int | None = None
+    shard: int = 0
+    num_shards: int = 1
+
+    def pieces(self, state_dict: Mapping[str, WeightData]) -> list[Array]:
+        """Views of the source tensors, each cut down to what this shard holds."""
+        views = []
+        for source, shape in zip(self.sources, self.source_shapes, strict=True):
+            array = state_dict[source.name].data
+            assert isinstance(array, np.ndarray)
+            if self.shard_axis is not None:
+                part = source.part(shape[self.shard_axis], self.shard, self.num_shards)
+                array = array[(slice(None),) * self.shard_axis + (part,)]
+            views.append(array)
+        return views
+
+
+def open_state_dict(paths: Sequence[Path], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
+    """Map safetensors files into memory and name their tensors as the graph does.
+
+    ``adapt_name`` turns a checkpoint's name into a graph's, gives None for a tensor that is dropped on purpose and
+    raises KeyError for one it doesn't know. ``WeightData.name`` keeps the checkpoint's name, for messages.
+
+    Raises InputError for a damaged file, an unknown tensor, or two tensors that become the same weight.
+    """
+    state_dict: dict[str, WeightData] = {}
+    for path in paths:
+        for tensor in read_tensors(path):
+            name = _adapted(adapt_name, tensor.name, path)
+            if name is None:
+                continue
+            if name in state_dict:
+                both = f"'{state_dict[name].name}' and '{tensor.name}'"
+                raise InputError(f"tensors {both} in {path.parent} would both be '{name}': remove one of them")
+            state_dict[name] = WeightData(tensor.array(), tensor.name, tensor.dtype, Shape(tensor.shape))
+    return state_dict
+
+
+def _adapted(adapt_name: Callable[[str], str | None], name: str, path: Path) -> str | None:
+    try:
+        return adapt_name(name)
+    except KeyError:
+        raise InputError(f"unexpected tensor '{name}' in {path}: its architecture doesn't have it") from None
+
+
+def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData]) -> None:
+    """See that the checkpoint holds what the graph needs and nothing else, before anything is compiled.
+
+    Raises InputError naming the tensor that is missing, misshapen, of a type that can't be cast, or left over.
+    """
+    used = set()
+    for spec in specs:
+        for source, shape in zip(spec.sources, spec.source_shapes, strict=True):
+            _check_source(source.name, shape, spec.dtype, state_dict)
+            used.add(source.name)
+    unused = [data.name for name, data in state_dict.items() if name not in used]
+    if unused:
+        others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise InputError(f"unexpected tensor '{unused[0]}'{others}: config.json describes a model without it")
+
+
+def _check_source(name: str, shape: tuple[int, ...], dtype: DType, state_dict: Mapping[str, WeightData]) -> None:
+    data = state_dict.get(name)
+    if data is None:
+        raise InputError(f"missing tensor '{name}': config.json describes a model with it, the checkpoint has none")
+    found = tuple(int(dim) for dim in data.shape)
+    if found != shape:
+        raise InputError(f"tensor '{data.name}' has shape {list(found)}, but config.json asks for {list(shape)}")
+    if not can_cast(data.dtype, dtype):
+        raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {dtype.name}")
+
+
+def materialize(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData]) -> dict[str, Array | Buffer]:
+    """Make the graph's weights, one at a time: cut, cast and joined. ``check_weights`` comes first.
+
+    A weight is a numpy array, or a Buffer where numpy lacks the type. One that needs no work is a view of the mapped
+    file, not a copy, so the result must live as long as the model that is loaded with it.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {spec.name: _make(spec, state_dict, pool) for spec in specs}
+
+
+def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:
+    pieces = spec.pieces(state_dict)
+    dtypes = [state_dict[source.name].dtype for source in spec.sources]
+    if dtypes == [spec.dtype] and pieces[0].flags.c_contiguous and pieces[0].flags.aligned:
+        result = pieces[0]
+    else:
+        result = np.empty(_joined_shape(pieces), storage_dtype(spec.dtype))
+        row = 0
+        for piece, dtype in zip(pieces, dtypes, strict=True):
+            rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece).shape[0]]
+            _fill(rows, spec.dtype, np.atleast_1d(piece), dtype, pool)
+            row += len(rows)
+    if result.shape != spec.shape:
+        raise ValueError(f"weight {spec.name} was made with shape {result.shape}, its graph declares {spec.shape}")
+    return Buffer.from_numpy(result).view(spec.dtype, spec.shape) if spec.dtype in STORED_AS else result
+
+
+def _joined_shape(pieces: Sequence[Array]) -> tuple[int, ...]:
+    first = pieces[0].shape
+    return first if len(pieces) == 1 else (sum(piece.shape[0] for piece in pieces), *first[1:])
+
+
+def _fill(target: Array, target_dtype: DType, source: Array, dtype: DType, pool: ThreadPoolExecutor) -> None:
+    """Cast ``source`` into ``target`` on all cores (numpy lets go of the GIL), a slab of memory at a time."""
+    num_rows = max(1, CHUNK_SIZE // max(1, source[0].size)) if len(source) else 1
+    starts = range(0, len(source), num_rows)
+
+    def fill_chunk(start: int) -> None:
+        chunk = slice(start, start + num_rows)
+        cast_into(target[chunk], target_dtype, source[chunk], dtype)
+
+    for slab in range(0, len(starts), CHUNKS_PER_SLAB):
+        for _ in pool.map(fill_chunk, starts[slab : slab + CHUNKS_PER_SLAB]):
+            pass
+        drop_resident_pages(source)
+
+
+def same_values(one: WeightData, other: WeightData) -> bool:
+    """Whether two tensors of the state dict hold the same numbers in the same type; reads no further than it must."""
+    if one.dtype != other.dtype or tuple(one.shape) != tuple(other.shape):
+        return False
+    a, b = np.asarray(one.data).reshape(-1), np.asarray(other.data).reshape(-1)
+    starts = range(0, a.size, CHUNK_SIZE)
+    return all(np.array_equal(a[start : start + CHUNK_SIZE], b[start : start + CHUNK_SIZE]) for start in starts)

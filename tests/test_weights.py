@@ -1,0 +1,242 @@
+"""Weights on their way from a safetensors file to the graph: exact values, exact shards, exact complaints."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from max.driver import Buffer
+from max.dtype import DType
+from safetensors.torch import save_file
+
+from pipelines.errors import InputError
+from pipelines.weights import WeightSource, WeightSpec, check_weights, materialize, open_state_dict
+
+
+def whole(name: str, shape: tuple[int, ...], dtype: DType = DType.float32) -> WeightSpec:
+    return WeightSpec(name, shape, dtype, (WeightSource(name),), (shape,))
+
+
+def write(folder: Path, **tensors: torch.Tensor) -> Path:
+    save_file(tensors, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def make(path: Path, spec: WeightSpec) -> Any:
+    state_dict = open_state_dict([path], str)
+    check_weights([spec], state_dict)
+    return materialize([spec], state_dict)[spec.name]
+
+
+def bits(value: Any) -> np.ndarray[Any, Any]:
+    """The bits of a bfloat16 Buffer."""
+    assert isinstance(value, Buffer)
+    assert value.dtype == DType.bfloat16
+    return value.view(DType.uint16, list(value.shape)).to_numpy()
+
+
+# Every 16-bit pattern, NaN payloads, infinities and subnormals included.
+ALL_16_BITS = torch.from_numpy(np.arange(2**16, dtype=np.uint16).reshape(256, 256))
+
+
+def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
+    path = write(tmp_path, w=ALL_16_BITS.view(torch.bfloat16))
+    made = make(path, whole("w", (256, 256)))
+    assert np.array_equal(made.view(np.uint32), np.arange(2**16, dtype=np.uint32).reshape(256, 256) << 16)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # signalling NaNs among the patterns
+def test_float16_is_widened_exactly(tmp_path: Path) -> None:
+    half = ALL_16_BITS.view(torch.float16)
+    made = make(write(tmp_path, w=half), whole("w", (256, 256)))
+    assert np.array_equal(made, half.float().numpy(), equal_nan=True)
+
+
+def test_float32_is_rounded_to_bfloat16_as_torch_does(tmp_path: Path) -> None:
+    random = np.random.default_rng(0).integers(0, 2**32, 10_000, dtype=np.uint32)
+    ties = (np.arange(2**16, dtype=np.uint32) << 16) + np.uint32(0x8000)
+    edges = np.array([0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x80000000, 1, 0x3F808001, 0x3F807FFF], np.uint32)
+    values = torch.from_numpy(np.concatenate([random, ties, edges]).view(np.float32))
+    made = bits(make(write(tmp_path, w=values), whole("w", values.shape, DType.bfloat16)))
+    is_nan = torch.isnan(values).numpy()
+    assert np.array_equal(made[~is_nan], values.bfloat16().view(torch.uint16).numpy()[~is_nan])
+    assert torch.isnan(torch.from_numpy(made).view(torch.bfloat16)[is_nan]).all()
+
+
+@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+def test_a_weight_of_the_right_type_is_not_copied(tmp_path: Path, dtype: DType) -> None:
+    values = torch.randn(64, 32).to({DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype])
+    path = write(tmp_path, w=values)
+    state_dict = open_state_dict([path], str)
+    made = materialize([whole("w", (64, 32), dtype)], state_dict)["w"]
+    view = made.view(DType.uint16, [64, 32]).to_numpy() if isinstance(made, Buffer) else made
+    assert np.shares_memory(view, state_dict["w"].data)  # type: ignore[arg-type]
+    assert np.array_equal(view, (values.view(torch.uint16) if dtype == DType.bfloat16 else values).numpy())
+
+
+@pytest.mark.parametrize("shape", [(1001, 7), (2, 999), (1000,), (3, 5, 40), (), (0, 4)])
+def test_a_weight_cast_in_many_slabs_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("pipelines.weights.CHUNK_SIZE", 100)
+    monkeypatch.setattr("pipelines.weights.CHUNKS_PER_SLAB", 3)
+    values = torch.randn(shape).bfloat16()
+    made = make(write(tmp_path, w=values), whole("w", shape))
+    assert np.array_equal(made, values.float().numpy())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs the resident size of a mapping")
+def test_a_cast_tensor_leaves_none_of_its_file_in_memory(tmp_path: Path) -> None:
+    path = write(tmp_path, w=torch.zeros(1 << 20, dtype=torch.bfloat16))
+    state_dict = open_state_dict([path], str)
+
+    def resident_bytes() -> int:
+        return sum(int(part.rss) for part in psutil.Process().memory_maps(grouped=False) if part.path == str(path))
+
+    assert np.asarray(state_dict["w"].data).sum() == 0  # reads all of it
+    assert resident_bytes() >= 2 << 20
+    made = materialize([whole("w", (1 << 20,))], state_dict)
+    assert resident_bytes() == 0
+    assert not np.any(made["w"])
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 4, 8])
+def test_joined_heads_are_spread_over_devices(tmp_path: Path, num_shards: int) -> None:
+    """8 query heads and 2 key heads of 4 rows: beyond 2 devices, neighbours hold the same key head."""
+    q, k = torch.randn(32, 6), torch.randn(8, 6)
+    state_dict = open_state_dict([write(tmp_path, q=q.bfloat16(), k=k.bfloat16())], str)
+    q_rows, k_rows = 32 // num_shards, max(4, 8 // num_shards)
+    sources = (WeightSource("q", units=8), WeightSource("k", units=2))
+    for shard in range(num_shards):
+        spec = WeightSpec("qk", (q_rows + k_rows, 6), DType.float32, sources, ((32, 6), (8, 6)), 0, shard, num_shards)
+        check_weights([spec], state_dict)
+        k_start = shard * 2 // num_shards * 4 if num_shards > 1 else 0
+        expected = torch.cat([q[shard * q_rows :][:q_rows], k[k_start:][:k_rows]]).bfloat16().float()
+        assert np.array_equal(materialize([spec], state_dict)["qk"], expected.numpy())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_are_spread_over_devices(tmp_path: Path, dtype: torch.dtype) -> None:
+    o = torch.randn(5, 12).to(dtype)
+    state_dict = open_state_dict([write(tmp_path, o=o)], str)
+    specs = [
+        WeightSpec(f"o{i}", (5, 4), DType.float32, (WeightSource("o", units=6),), ((5, 12),), 1, i, 3) for i in range(3)
+    ]
+    made = materialize(specs, state_dict)
+    assert np.array_equal(np.concatenate([made[f"o{i}"] for i in range(3)], 1), o.float().numpy())
+    assert all(array.flags.c_contiguous for array in made.values())  # type: ignore[union-attr]
+
+
+def test_heads_that_cannot_be_spread_evenly() -> None:
+    with pytest.raises(ValueError, match="3 units can't be spread over 2 shards"):
+        WeightSource("q", units=3).part(12, 0, 2)
+
+
+def test_a_declared_shape_that_the_sources_do_not_give(tmp_path: Path) -> None:
+    spec = WeightSpec("w", (3, 4), DType.float32, (WeightSource("w"),), ((2, 4),))
+    with pytest.raises(ValueError, match="weight w"):
+        make(write(tmp_path, w=torch.zeros(2, 4)), spec)
+
+
+def test_names_are_adapted_and_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path, **{"model.a": torch.ones(1), "vision.b": torch.ones(1)})
+    state_dict = open_state_dict([path], {"model.a": "a", "vision.b": None}.__getitem__)
+    assert list(state_dict) == ["a"]
+    assert state_dict["a"].name == "model.a"
+
+
+def test_an_unknown_name_is_unexpected(tmp_path: Path) -> None:
+    path = write(tmp_path, odd=torch.ones(1))
+    with pytest.raises(InputError, match=r"unexpected tensor 'odd' in .*model.safetensors"):
+        open_state_dict([path], {}.__getitem__)
+
+
+def test_two_tensors_of_one_name(tmp_path: Path) -> None:
+    path = write(tmp_path, a=torch.ones(1), b=torch.ones(1))
+    with pytest.raises(InputError, match="'a' and 'b'"):
+        open_state_dict([path], lambda name: "same")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({}, "missing tensor 'w'"),
+        ({"w": torch.ones(3, 2)}, r"tensor 'w' has shape \[3, 2\], but config.json asks for \[2, 3\]"),
+        ({"w": torch.ones(2, 3), "x": torch.ones(1), "y": torch.ones(1)}, "unexpected tensor 'x' and 1 more"),
+        ({"w": torch.ones(2, 3, dtype=torch.int32)}, "tensor 'w' is int32, which can't become float32"),
+    ],
+)
+def test_what_does_not_fit_the_graph_is_named(tmp_path: Path, tensors: dict[str, torch.Tensor], expected: str) -> None:
+    state_dict = open_state_dict([write(tmp_path, **tensors)], str)
+    with pytest.raises(InputError, match=expected):
+        check_weights([whole("w", (2, 3))], state_dict)
+
+
+def raw_file(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty"),
+        (b"abc", "no header"),
+        (b"<!DOCTYPE html><html>", "no header"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "Git LFS pointer"),
+        (raw_file(entry(), bytes(8))[:40], "cut short: it should have .* bytes and has 40"),
+        (raw_file(entry(), bytes(5)), "cut short"),
+        (raw_file(b"{not json"), "isn't JSON"),
+        (raw_file([1, 2]), "JSON object"),
+        (raw_file({"w": 3}), "wrong at 'w'"),
+        (raw_file(entry(shape=[-2]), bytes(8)), "wrong at 'w'"),
+        (raw_file(entry(shape=None), bytes(8)), "wrong at 'w'"),
+        (raw_file(entry(data_offsets=[8, 0]), bytes(8)), "wrong at 'w'"),
+        (raw_file(entry(data_offsets=[0]), bytes(8)), "wrong at 'w'"),
+        (raw_file(entry(shape=[3]), bytes(8)), r"tensor 'w' of shape \[3\] has 8 bytes"),
+        (raw_file(entry(shape=[2**62, 4]), bytes(8)), "has 8 bytes"),
+        (raw_file(entry(dtype="F4"), bytes(8)), "tensor 'w' in .* has type F4"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=expected) as caught:
+        open_state_dict([path], str)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole_file = write(tmp_path, w=torch.randn(4, 4), v=torch.randn(3).bfloat16()).read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for num_bytes in range(len(whole_file)):
+        cut.write_bytes(whole_file[:num_bytes])
+        with pytest.raises(InputError, match=r"cut\.safetensors"):
+            open_state_dict([cut], str)
+
+
+def test_a_header_of_odd_length_still_gives_the_values(tmp_path: Path) -> None:
+    """Such a file puts float32 values at odd addresses."""
+    values = np.array([1.5, -2.0], np.float32)
+    header = json.dumps(entry()).encode()
+    for padding in range(4):
+        path = tmp_path / f"{padding}.safetensors"
+        path.write_bytes(raw_file(header + b" " * padding, values.tobytes()))
+        made = make(path, whole("w", (2,)))
+        assert np.array_equal(made, values)
+        assert made.flags.aligned
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="can't read"):
+        open_state_dict([tmp_path / "gone.safetensors"], str)
