@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +48,11 @@ def open_pipelines(model: Path, max_length: int) -> Callable[[list[int], int], I
 
     stages = NullStages()
     pipe = load_pipeline(PipelineConfig(model=str(model), max_length=max_length, max_batch_size=1), stages)
-    SYSTEM_NOTES.update(stages={name: round(seconds, 3) for name, seconds in stages.timings}, **pipe.memory())
+    SYSTEM_NOTES.update(
+        stages={name: round(seconds, 3) for name, seconds in stages.timings},
+        weights_mib=sum(math.prod(weight.shape) for weight in pipe.model.weights.values()) * 4 / 2**20,
+        cache_mib=pipe.cache.memory_bytes / 2**20,
+    )
 
     def generate(prompt: list[int], num_new: int) -> Iterator[float]:
         for _ in pipe.stream(prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True)):

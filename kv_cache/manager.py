@@ -68,6 +68,11 @@ class KVCacheManager:
         """The part of the pages that requests hold, 0 to 1, in the group where it is largest."""
         return max(1 - pool.num_free / pool.num_pages for pool in self._pools.values())
 
+    @property
+    def memory_bytes(self) -> int:
+        """All pages on all devices."""
+        return sum(self._pools[group.name].num_pages * group.page_bytes for group in self.params.groups)
+
     def length(self, request_id: str) -> int:
         """Tokens of the request that are in the cache."""
         return self._requests[request_id].length

@@ -16,7 +16,8 @@ from pipelines.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pipelines.load import load_pipeline
-    from pipelines.text_generation import GenerationOutput, TextChunk, TextGenerationPipeline
+    from pipelines.engine import TextChunk
+    from pipelines.text_generation import GenerationOutput, TextGenerationPipeline
 
 __all__ = [
     "GenerationOutput",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from max import tree
@@ -19,6 +20,7 @@ _Buffer = TypeVar("_Buffer")
 
 
 @tree.dataclass
+@dataclass
 class DecoderInputs(Generic[_Tensor, _Buffer]):
     """The inputs of one step of a decoder over ragged rows.
 

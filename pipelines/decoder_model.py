@@ -71,7 +71,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         check_weights(traced.weights, self.state_dict)
         compiling = session.compile_async(traced.graph)
         with self.stages.stage("weights"):
-            self.weights = materialize(traced.weights, self.state_dict)  # the model reads them in place
+            self.weights = materialize(traced.weights, self.state_dict, self.devices)  # the model reads them in place
         with self.stages.stage("compile", "a minute or two, once for each shape of model"):
             # Waiting for the compiler in this thread would make it deaf to Ctrl-C.
             return in_background(lambda: session.init(compiling, weights_registry=self.weights)).result()

@@ -8,7 +8,9 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character has at most 4 bytes, so 3 at most are incomplete. Tokenizers that fall back to bytes show each of them as
 # a replacement character, byte-level ones show all of them as one.
 _MAX_INCOMPLETE = 3
-_MAX_WINDOW = 8
+# The characters held back may stand for as many incomplete ones of 3 bytes each.
+_MIN_WINDOW = 3 * _MAX_INCOMPLETE
+_MAX_WINDOW = 16
 
 
 class IncrementalDetokenizer:
@@ -56,8 +58,8 @@ class IncrementalDetokenizer:
         return self._decode(self._anchor + self._window)[self._anchor_length :]
 
     def _shorten(self, num_held: int) -> None:
-        """Forget the first half of a window in which no token ended with a character; what is held stays."""
-        self._window = self._window[_MAX_WINDOW // 2 :]
+        """Forget the beginning of a window in which no token ended with a character; what is held stays."""
+        self._window = self._window[-_MIN_WINDOW:]
         self._is_first = self._is_first and self._num_shown + num_held == 0
         self._num_shown = max(0, len(self._window_text()) - num_held)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from max.driver import Buffer, Device
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ModelInputs = DecoderBuffers
 
 
-class ReturnLogits(str, Enum):
+class ReturnLogits(StrEnum):
     """Which positions a step gives logits for."""
 
     LAST_TOKEN = "last_token"
@@ -111,7 +111,7 @@ class PipelineModel(ABC):
     It owns no request state: pages and lengths are the cache manager's, tokens the contexts'.
     """
 
-    model_config_cls: ClassVar[type]
+    model_config_cls: ClassVar[type[Any]]
     model: Model
 
     @abstractmethod

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def quiet() -> Iterator[None]:
     """Hold back log lines below ERROR: transformers advises to install torch, the hub client reports each retry."""
     before = logging.root.manager.disable
-    logging.disable(before)
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:

@@ -97,18 +97,17 @@ def kept_tokens(
     Weights are probabilities times a constant. As in transformers' logits processors, top-k keeps all that equal the
     k-th, and top-p keeps the smallest set that reaches its mass; among equals it keeps the lowest ids.
     """
-    ids = None
-    is_top = np.True_
+    ids, is_top = None, None
     logits = logits_V
     if 0 < params.top_k < len(logits_V):
         is_top = logits_V >= kth_largest(logits_V, params.top_k)
         if _are_few(is_top):
-            ids = np.flatnonzero(is_top)
+            ids, is_top = np.flatnonzero(is_top), None
             logits = logits_V[ids]
     weights = logits - logits.max()
     weights /= max(params.temperature, _MIN_TEMPERATURE)
     np.exp(weights, out=weights)
-    if ids is None:
+    if is_top is not None:
         weights *= is_top
     if params.top_p < 1.0:
         weights *= _is_in_top_p(weights, params.top_p)
@@ -145,7 +144,7 @@ def _is_in_top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.bool_
     heavy = _those_if_few(weights, weights >= (1.0 - top_p) * total / len(weights))
     descending = np.sort(heavy)[::-1]
     last = RunningSum(descending).first_reaching(top_p * total)
-    is_kept = weights >= descending[last]
+    is_kept: NDArray[np.bool_] = weights >= descending[last]
     num_surplus = np.count_nonzero(is_kept) - (last + 1)
     if num_surplus:
         is_kept[np.flatnonzero(weights == descending[last])[-num_surplus:]] = False

@@ -36,6 +36,8 @@ class TextTokenizer:
         Raises:
             InputError: there is none, or it can't be read.
         """
+        if not any(file.name.startswith(("tokenizer", "vocab")) for file in Path(path).glob("*")):
+            raise InputError(f"{path} has no tokenizer: put its tokenizer.json there")
         with quiet():
             from transformers import AutoTokenizer
 
@@ -45,7 +47,7 @@ class TextTokenizer:
                 )
             except Exception as error:  # the readers of its files have no class of errors in common
                 reason = str(error).strip().split("\n")[0]
-                raise InputError(f"{path} has no tokenizer that can be read: {reason}") from error
+                raise InputError(f"{path} has a tokenizer that can't be read: {reason}") from error
         return cls(tokenizer, eos_token_ids)
 
     @property

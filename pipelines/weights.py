@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from max.driver import Buffer
+from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import Shape
 from max.graph.weights import WeightData
@@ -51,7 +51,7 @@ class WeightSpec:
 
     ``shape`` and ``dtype`` are those of one shard, as the graph declares it; ``source_shapes`` those of the whole
     tensors, as the checkpoint must hold them. Each source is cut along ``shard_axis`` (None: not at all), then the
-    pieces are joined along axis 0.
+    pieces are joined along axis 0. ``shard`` is also the number of the device.
     """
 
     name: str
@@ -131,14 +131,22 @@ def _check_source(name: str, shape: tuple[int, ...], dtype: DType, state_dict: M
         raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {dtype.name}")
 
 
-def materialize(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData]) -> dict[str, Array | Buffer]:
-    """Make the graph's weights, one at a time: cut, cast and joined. ``check_weights`` comes first.
+def materialize(
+    specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData], devices: Sequence[Device]
+) -> dict[str, Array | Buffer]:
+    """Make the graph's weights, one at a time: cut, cast, joined and placed. ``check_weights`` comes first.
 
     A weight is a numpy array, or a Buffer where numpy lacks the type. One that needs no work is a view of the mapped
     file, not a copy, so the result must live as long as the model that is loaded with it.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {spec.name: _make(spec, state_dict, pool) for spec in specs}
+        return {spec.name: _place(_make(spec, state_dict, pool), devices[spec.shard]) for spec in specs}
+
+
+def _place(weight: Array | Buffer, device: Device) -> Array | Buffer:
+    if device.is_host:
+        return weight
+    return (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(device)
 
 
 def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:

@@ -41,7 +41,7 @@ def sources() -> tuple[list[str], list[str]]:
         if {"site-packages", "test", "tests", "idle_test", "__pycache__"} & set(parts) or parts[0] == "encodings":
             continue
         text = path.read_text(encoding="utf-8", errors="ignore")
-        if 200 < len(text) and max(map(len, text.splitlines())) < 400:
+        if len(text) > 200 and max(map(len, text.splitlines())) < 400:
             held_out = hashlib.sha256("/".join(parts).encode()).digest()[0] % 32 == 0
             split[held_out].append(text)
     return split

@@ -240,7 +240,9 @@ sys.modules["torch"] = None
 from pipelines.checkpoint import resolve_config
 print(resolve_config({str(write_model(tmp_path))!r}).huggingface_config.num_hidden_layers)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Importing max anywhere in this process has set TRANSFORMERS_VERBOSITY, which a fresh one doesn't have.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFORMERS_")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 

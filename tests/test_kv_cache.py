@@ -1,4 +1,4 @@
-"""Page tables, windows, prefix hits and the inputs that a graph gets."""
+"""Page tables, windows and the inputs that a graph gets."""
 
 from __future__ import annotations
 
@@ -7,41 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kv_caches import PAGE, extend, new_cache, page_group, text
 from max import tree
 from max.driver import CPU
 from max.dtype import DType
 from max.graph import DeviceRef
 
-from kv_cache import KVCacheManager, KVCacheParams, PageGroup, PagePool, advance
-
-PAGE = 128
-
-
-def page_group(name: str = "full", window: int | None = None, **changes: Any) -> PageGroup:
-    settings = {
-        "num_layers": 1,
-        "num_kv_heads": 1,
-        "head_dim": 8,
-        "dtype": DType.float32,
-        "devices": (DeviceRef.CPU(),),
-    }
-    return PageGroup(name=name, window=window, **(settings | changes))
-
-
-def new_cache(full: int = 16, sliding: int = 16, window: int = 200, caching: bool = True) -> KVCacheManager:
-    params = KVCacheParams((page_group("sliding", window), page_group("full")))
-    return KVCacheManager(params, {"full": full, "sliding": sliding}, [CPU()], enable_prefix_caching=caching)
-
-
-def extend(cache: KVCacheManager, request_id: str, tokens: list[int], step: int = 64) -> None:
-    for start in range(0, len(tokens), step):
-        assert cache.reserve(request_id, len(tokens[start : start + step]))
-        cache.commit(request_id, tokens[start : start + step])
-        cache.check()
-
-
-def text(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 262_144, length).tolist()
+from kv_cache import KVCacheManager, KVCacheParams, PagePool, advance
 
 
 @pytest.mark.parametrize("window", [1, 2, 127, 128, 129, 130, 512])
@@ -132,105 +104,6 @@ def test_capacity_is_a_length_that_fits_and_one_more_token_does_not() -> None:
     assert new_cache(full=9, sliding=3, window=200).capacity_tokens(128) == 3 * PAGE
     only_sliding = KVCacheParams((page_group("sliding", 200),))
     assert KVCacheManager(only_sliding, {"sliding": 5}, [CPU()]).capacity_tokens(128) == sys.maxsize
-
-
-def test_without_prefix_caching_nothing_is_reused() -> None:
-    cache = new_cache(caching=False)
-    for request_id in "ab":
-        assert cache.admit(request_id, text(500)) == 0
-        extend(cache, request_id, text(500))
-    assert cache.request_ids == ["a", "b"]
-
-
-def test_a_hit_is_whole_pages_and_leaves_a_token_to_compute() -> None:
-    cache, tokens = new_cache(), text(4 * PAGE)
-    cache.admit("a", tokens)
-    extend(cache, "a", tokens)
-    for length, reused in (
-        (4 * PAGE, 3),
-        (4 * PAGE - 1, 3),
-        (3 * PAGE + 1, 3),
-        (3 * PAGE, 2),
-        (PAGE, 0),
-        (1, 0),
-        (0, 0),
-    ):
-        assert cache.admit("b", tokens[:length]) == reused * PAGE == cache.length("b")
-        cache.check()
-        cache.release("b")
-    assert cache.admit("longer", [*tokens, 1]) == 4 * PAGE
-
-
-@pytest.mark.parametrize("is_released", [False, True])
-def test_a_hit_needs_equal_tokens_from_the_start_and_an_equal_salt(is_released: bool) -> None:
-    cache, tokens = new_cache(), text(500)
-    cache.admit("a", tokens, salt=b"one")
-    extend(cache, "a", tokens)
-    if is_released:
-        cache.release("a")
-    assert cache.admit("other salt", tokens, salt=b"two") == 0
-    assert cache.admit("no salt", tokens) == 0
-    changed = [*tokens[:200], tokens[200] ^ 1, *tokens[201:]]
-    assert cache.admit("one page", changed, salt=b"one") == PAGE
-    assert cache.admit("shifted", tokens[PAGE:], salt=b"one") == 0
-    assert cache.admit("all", tokens, salt=b"one") == 3 * PAGE
-    cache.check()
-
-
-def test_a_sliding_group_needs_its_last_window_only() -> None:
-    cache, tokens = new_cache(sliding=16, window=200), text(8 * PAGE + 1)
-    cache.admit("a", tokens)
-    extend(cache, "a", tokens)
-    cache.release("a")
-    cache.admit("b", [])
-    extend(cache, "b", text(14 * PAGE, seed=1), step=14 * PAGE)  # takes all but two of the sliding pages
-    cache.release("b")
-    free = cache.num_free("sliding")
-    assert cache.admit("again", tokens) == 8 * PAGE
-    assert free - cache.num_free("sliding") == 2
-    extend(cache, "again", tokens[8 * PAGE :])
-
-
-def test_a_hit_is_the_longest_prefix_on_which_the_groups_agree() -> None:
-    tokens = text(8 * PAGE + 1)
-    cache = new_cache(full=32, sliding=4, window=200)
-    cache.admit("a", tokens)
-    extend(cache, "a", tokens[: 4 * PAGE], step=PAGE)
-    cache.admit("keeps the window at four", tokens[: 4 * PAGE + 1])
-    assert cache.length("keeps the window at four") == 4 * PAGE
-    cache.release("a")
-    cache.admit("b", tokens)
-    extend(cache, "b", tokens[4 * PAGE : 5 * PAGE], step=PAGE)
-    cache.release("b")
-    # Overwrite the fifth page: full layers have all five still, sliding ones the window that ends at four.
-    cache.admit("c", [])
-    extend(cache, "c", text(2 * PAGE, seed=2), step=2 * PAGE)
-    cache.release("c")
-    assert cache.admit("d", tokens) == 4 * PAGE
-    assert cache.num_free("full") == 32 - 4
-    cache.check()
-
-
-def test_the_beginning_of_a_prompt_outlives_its_end() -> None:
-    cache, tokens = new_cache(full=8, sliding=8, window=10_000), text(6 * PAGE + 1)
-    cache.admit("a", tokens)
-    extend(cache, "a", tokens)
-    cache.release("a")
-    cache.admit("b", [])
-    assert cache.reserve("b", 5 * PAGE)
-    cache.release("b")
-    assert cache.admit("again", tokens) == 3 * PAGE
-
-
-def test_two_requests_that_compute_the_same_page_keep_one_each() -> None:
-    cache, tokens = new_cache(), text(2 * PAGE + 1)
-    cache.admit("a", tokens)
-    cache.admit("b", tokens)
-    extend(cache, "a", tokens)
-    extend(cache, "b", tokens)
-    cache.release("a")
-    assert cache.admit("c", tokens) == 2 * PAGE
-    cache.check()
 
 
 def test_runtime_inputs_count_from_the_first_page_kept() -> None:

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_kv_cache import PAGE, new_cache
+from kv_caches import PAGE, new_cache
 
 from kv_cache import KVCacheManager
 
 WINDOW = 200
-NUM_PAGES = {"full": 40, "sliding": 24}
+NUM_PAGES = {"full": 26, "sliding": 18}
 MAX_LENGTH = 900
 NUM_STEPS = 10_000
 

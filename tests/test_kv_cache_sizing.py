@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 import pytest
+from kv_caches import page_group
 from max.driver import CPU
 from max.graph import DeviceRef
-from test_kv_cache import page_group
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, format_bytes, plan_cache
 

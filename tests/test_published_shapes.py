@@ -99,7 +99,7 @@ def test_scaled_rope_of_an_unknown_kind_is_refused_by_name() -> None:
     huggingface_config = AutoConfig.from_pretrained(folder)
     huggingface_config.text_config.rope_parameters["full_attention"]["rope_type"] = "dynamic"
     run = PipelineConfig(model=str(folder), quantization_encoding="float32")
-    with pytest.raises(ValueError, match="rope_parameters.full_attention.rope_type 'dynamic'"):
+    with pytest.raises(ValueError, match=r"rope_parameters\.full_attention\.rope_type 'dynamic'"):
         Gemma3Config.initialize_from_config(run, huggingface_config)
 
 

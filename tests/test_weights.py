@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from safetensors.torch import save_file
 
@@ -31,7 +31,7 @@ def write(folder: Path, **tensors: torch.Tensor) -> Path:
 def make(path: Path, spec: WeightSpec) -> Any:
     state_dict = open_state_dict([path], str)
     check_weights([spec], state_dict)
-    return materialize([spec], state_dict)[spec.name]
+    return materialize([spec], state_dict, [CPU()] * 8)[spec.name]
 
 
 def bits(value: Any) -> np.ndarray[Any, Any]:
@@ -74,7 +74,7 @@ def test_a_weight_of_the_right_type_is_not_copied(tmp_path: Path, dtype: DType) 
     values = torch.randn(64, 32).to({DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype])
     path = write(tmp_path, w=values)
     state_dict = open_state_dict([path], str)
-    made = materialize([whole("w", (64, 32), dtype)], state_dict)["w"]
+    made = materialize([whole("w", (64, 32), dtype)], state_dict, [CPU()] * 8)["w"]
     view = made.view(DType.uint16, [64, 32]).to_numpy() if isinstance(made, Buffer) else made
     assert np.shares_memory(view, state_dict["w"].data)  # type: ignore[arg-type]
     assert np.array_equal(view, (values.view(torch.uint16) if dtype == DType.bfloat16 else values).numpy())
@@ -101,7 +101,7 @@ def test_a_cast_tensor_leaves_none_of_its_file_in_memory(tmp_path: Path) -> None
 
     assert np.asarray(state_dict["w"].data).sum() == 0  # reads all of it
     assert resident_bytes() >= 2 << 20
-    made = materialize([whole("w", (1 << 20,))], state_dict)
+    made = materialize([whole("w", (1 << 20,))], state_dict, [CPU()] * 8)
     assert resident_bytes() == 0
     assert not np.any(made["w"])
 
@@ -118,7 +118,7 @@ def test_joined_heads_are_spread_over_devices(tmp_path: Path, num_shards: int) -
         check_weights([spec], state_dict)
         k_start = shard * 2 // num_shards * 4 if num_shards > 1 else 0
         expected = torch.cat([q[shard * q_rows :][:q_rows], k[k_start:][:k_rows]]).bfloat16().float()
-        assert np.array_equal(materialize([spec], state_dict)["qk"], expected.numpy())  # type: ignore[arg-type]
+        assert np.array_equal(materialize([spec], state_dict, [CPU()] * 8)["qk"], expected.numpy())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,7 +128,7 @@ def test_columns_are_spread_over_devices(tmp_path: Path, dtype: torch.dtype) -> 
     specs = [
         WeightSpec(f"o{i}", (5, 4), DType.float32, (WeightSource("o", units=6),), ((5, 12),), 1, i, 3) for i in range(3)
     ]
-    made = materialize(specs, state_dict)
+    made = materialize(specs, state_dict, [CPU()] * 8)
     assert np.array_equal(np.concatenate([made[f"o{i}"] for i in range(3)], 1), o.float().numpy())
     assert all(array.flags.c_contiguous for array in made.values())  # type: ignore[union-attr]
 

@@ -45,11 +45,11 @@ class WeightTable:
 
     def first(self, name: str, shape: Sequence[int]) -> TensorValue:
         """A weight [*shape] that lives on the first device alone."""
-        return self._whole(name, shape, self.devices[0], name)
+        return self._whole(name, name, shape, shard=0)
 
     def copies(self, name: str, shape: Sequence[int]) -> Shards:
         """A weight [*shape] that every device has whole."""
-        return [self._whole(self._shard_name(name, i), shape, device, name) for i, device in enumerate(self.devices)]
+        return [self._whole(self._shard_name(name, i), name, shape, shard=i) for i in range(len(self.devices))]
 
     def columns(self, name: str, parts: Sequence[Part], *rest: int) -> Shards:
         """The parts stacked along axis 0, each device with its share of every part: [sum of shares, *rest]."""
@@ -74,15 +74,15 @@ class WeightTable:
             WeightSpec(self._shard_name(name, i), shape, self.dtype, sources, tuple(source_shapes), axis, i, num_shards)
             for i in range(num_shards)
         ]
-        return [self._declare(spec, device) for spec, device in zip(specs, self.devices, strict=True)]
+        return [self._declare(spec) for spec in specs]
 
-    def _whole(self, name: str, shape: Sequence[int], device: DeviceRef, source: str) -> TensorValue:
+    def _whole(self, name: str, source: str, shape: Sequence[int], shard: int) -> TensorValue:
         shape = tuple(shape)
-        return self._declare(WeightSpec(name, shape, self.dtype, (WeightSource(source),), (shape,)), device)
+        return self._declare(WeightSpec(name, shape, self.dtype, (WeightSource(source),), (shape,), shard=shard))
 
-    def _declare(self, spec: WeightSpec, device: DeviceRef) -> TensorValue:
+    def _declare(self, spec: WeightSpec) -> TensorValue:
         self.specs.append(spec)
-        return Weight(spec.name, spec.dtype, list(spec.shape), device=device)
+        return Weight(spec.name, spec.dtype, list(spec.shape), device=self.devices[spec.shard])
 
     def _shard_name(self, name: str, shard: int) -> str:
         return name if len(self.devices) == 1 else f"{name}.shard{shard}"

@@ -1,0 +1,105 @@
+"""What a request finds of its prompt in the cache."""
+
+from __future__ import annotations
+
+import pytest
+from kv_caches import PAGE, extend, new_cache, text
+
+
+def test_without_prefix_caching_nothing_is_reused() -> None:
+    cache = new_cache(caching=False)
+    for request_id in "ab":
+        assert cache.admit(request_id, text(500)) == 0
+        extend(cache, request_id, text(500))
+    assert cache.request_ids == ["a", "b"]
+
+
+def test_a_hit_is_whole_pages_and_leaves_a_token_to_compute() -> None:
+    cache, tokens = new_cache(), text(4 * PAGE)
+    cache.admit("a", tokens)
+    extend(cache, "a", tokens)
+    for length, reused in (
+        (4 * PAGE, 3),
+        (4 * PAGE - 1, 3),
+        (3 * PAGE + 1, 3),
+        (3 * PAGE, 2),
+        (PAGE, 0),
+        (1, 0),
+        (0, 0),
+    ):
+        assert cache.admit("b", tokens[:length]) == reused * PAGE == cache.length("b")
+        cache.check()
+        cache.release("b")
+    assert cache.admit("longer", [*tokens, 1]) == 4 * PAGE
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+def test_a_hit_needs_equal_tokens_from_the_start_and_an_equal_salt(is_released: bool) -> None:
+    cache, tokens = new_cache(), text(500)
+    cache.admit("a", tokens, salt=b"one")
+    extend(cache, "a", tokens)
+    if is_released:
+        cache.release("a")
+    assert cache.admit("other salt", tokens, salt=b"two") == 0
+    assert cache.admit("no salt", tokens) == 0
+    changed = [*tokens[:200], tokens[200] ^ 1, *tokens[201:]]
+    assert cache.admit("one page", changed, salt=b"one") == PAGE
+    assert cache.admit("shifted", tokens[PAGE:], salt=b"one") == 0
+    assert cache.admit("all", tokens, salt=b"one") == 3 * PAGE
+    cache.check()
+
+
+def test_a_sliding_group_needs_its_last_window_only() -> None:
+    cache, tokens = new_cache(full=40, sliding=16, window=200), text(8 * PAGE + 1)
+    cache.admit("a", tokens)
+    extend(cache, "a", tokens)
+    cache.release("a")
+    cache.admit("b", [])
+    extend(cache, "b", text(14 * PAGE, seed=1), step=14 * PAGE)  # takes all but two of the sliding pages
+    cache.release("b")
+    free = cache.num_free("sliding")
+    assert cache.admit("again", tokens) == 8 * PAGE
+    assert free - cache.num_free("sliding") == 2
+    extend(cache, "again", tokens[8 * PAGE :])
+
+
+def test_a_hit_is_the_longest_prefix_on_which_the_groups_agree() -> None:
+    tokens = text(8 * PAGE + 1)
+    cache = new_cache(full=32, sliding=4, window=200)
+    cache.admit("a", tokens)
+    extend(cache, "a", tokens[: 4 * PAGE], step=PAGE)
+    cache.admit("keeps the window at four", tokens[: 4 * PAGE + 1])
+    assert cache.length("keeps the window at four") == 4 * PAGE
+    cache.release("a")
+    cache.admit("b", tokens)
+    extend(cache, "b", tokens[4 * PAGE : 5 * PAGE], step=PAGE)
+    cache.release("b")
+    # Overwrite the fifth page: full layers have all five still, sliding ones the window that ends at four.
+    cache.admit("c", [])
+    extend(cache, "c", text(2 * PAGE, seed=2), step=2 * PAGE)
+    cache.release("c")
+    assert cache.admit("d", tokens) == 4 * PAGE
+    assert cache.num_free("full") == 32 - 4
+    cache.check()
+
+
+def test_the_beginning_of_a_prompt_outlives_its_end() -> None:
+    cache, tokens = new_cache(full=8, sliding=8, window=10_000), text(6 * PAGE + 1)
+    cache.admit("a", tokens)
+    extend(cache, "a", tokens)
+    cache.release("a")
+    cache.admit("b", [])
+    assert cache.reserve("b", 5 * PAGE)
+    cache.release("b")
+    assert cache.admit("again", tokens) == 3 * PAGE
+
+
+def test_two_requests_that_compute_the_same_page_keep_one_each() -> None:
+    cache, tokens = new_cache(), text(2 * PAGE + 1)
+    cache.admit("a", tokens)
+    cache.admit("b", tokens)
+    extend(cache, "a", tokens)
+    extend(cache, "b", tokens)
+    cache.release("a")
+    assert cache.admit("c", tokens) == 2 * PAGE
+    cache.check()
