@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
@@ -15,28 +17,46 @@ from pipelines.sampling_params import SamplingParams
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line: 0 when all went well, 2 with one line on stderr for bad input, 130 for Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
-        code = commands.main(arguments, prog_name="pipelines", standalone_mode=False)
+        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            click.echo(err=True)  # what comes next starts on a line of its own, not behind the ^C
+        os._exit(130)  # a compilation in the background would keep an orderly exit waiting for minutes
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code. Not by `commands.main`, which has its own mind about Ctrl-C and broken pipes."""
+    try:
+        with commands.make_context("pipelines", list(arguments)) as context:
+            commands.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as done:  # --help, --version
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as help_text:
         click.echo(help_text.format_message(), err=True)
-        code = 2
-    except click.ClickException as error:
-        code = _fail(error.format_message())
+        return 2
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "pipelines"
+        return _fail(f"{error.format_message().rstrip('.')}: see {command} --help")
     except InputError as error:
-        code = _fail(str(error))
+        return _fail(str(error))
     except BrokenPipeError:  # whoever read stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.flush()
-        os._exit(130)  # a compilation in the background would keep an orderly exit waiting for minutes
-    sys.exit(code if isinstance(code, int) else 0)
+    return 0
 
 
 def _fail(message: str) -> int:
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return 2
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C lets the program tidy up; a second one does not wait for that."""
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+    raise KeyboardInterrupt
 
 
 @click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,11 +98,12 @@ def generate(**options: Any) -> None:
     from pipelines.console import generate_to_console, read_prompts
 
     sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
-    prompts = read_prompts(_take(options, "prompts")["prompts"], sys.stdin)
     output = _take(options, "chat", "as_json", "stats")
+    prompts = _take(options, "prompts")["prompts"]
     if options["kv_cache_memory"] is not None:
         options["kv_cache_memory"] = parse_memory(options["kv_cache_memory"])
-    generate_to_console(PipelineConfig(**options), prompts, sampling, **output)
+    config = PipelineConfig(**options)
+    generate_to_console(config, read_prompts(prompts, sys.stdin), sampling, **output)
 
 
 @commands.command(name="list")

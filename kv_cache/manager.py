@@ -131,6 +131,14 @@ class KVCacheManager:
         num_gone = group.num_pages_gone(len(digests) * group.page_size)
         return all(digest in self._pools[group.name] for digest in digests[num_gone:])
 
+    def has_room(self, request_id: str, num_tokens: int, max_step_tokens: int) -> bool:
+        """Whether the free pages let a request come to `num_tokens`, in steps of at most `max_step_tokens`."""
+        tables = self._requests[request_id].tables
+        return all(
+            group.max_pages(num_tokens, max_step_tokens) - len(tables[group.name].pages) <= self.num_free(group.name)
+            for group in self.params.groups
+        )
+
     def reserve(self, request_id: str, num_new: int) -> bool:
         """Makes room for `num_new` more tokens, in all groups or in none; pages that left the window go back first."""
         request = self._requests[request_id]

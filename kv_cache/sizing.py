@@ -83,12 +83,10 @@ def _bytes(params: KVCacheParams, num_pages: Mapping[str, int]) -> int:
 
 
 def _longest_fitting(params: KVCacheParams, max_length: int, max_step_tokens: int, bound: int) -> int:
-    """The longest request, in whole pages, that fits alone; 0 if none does."""
-    lengths = range(params.page_size, max_length + params.page_size, params.page_size)
-    count = bisect_right(
-        lengths, bound, key=lambda length: _bytes(params, _request_pages(params, length, max_step_tokens))
-    )
-    return min(max_length, count * params.page_size)
+    """The longest request below max_length, in whole pages, that fits alone; 0 if none does."""
+    lengths = range(params.page_size, max_length, params.page_size)
+    sizes = [_bytes(params, _request_pages(params, length, max_step_tokens)) for length in lengths]
+    return bisect_right(sizes, bound) * params.page_size
 
 
 def _scale(params: KVCacheParams, one: Mapping[str, int], max_batch_size: int, bound: int) -> dict[str, int]:

@@ -48,7 +48,7 @@ class PipelineConfig:
             raise InputError(f"quantization_encoding is '{self.quantization_encoding}': choose one of {choices}")
         _check_int("max_length", self.max_length, 1, 2**24)
         _check_int("max_batch_size", self.max_batch_size, 1, 4096, optional=False)
-        _check_int("max_batch_tokens", self.max_batch_tokens, self.max_batch_size, 2**20)
+        _check_int("max_batch_tokens", self.max_batch_tokens, 1, 2**20)
         _check_int("kv_cache_memory", self.kv_cache_memory, 1, 2**50)
         if isinstance(self.custom_architectures, str):
             raise InputError(f"custom_architectures is '{self.custom_architectures}': give a tuple of names")
@@ -68,7 +68,7 @@ class PipelineConfig:
 
     @property
     def max_step_tokens(self) -> int:
-        """The token budget of one step: every running request can have one."""
+        """The token budget of one step: unless it was set, every running request can have one."""
         return self.max_batch_tokens or max(MAX_STEP_TOKENS[self.device_kind], self.max_batch_size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import resource
 import sys
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.text_generation import TextGenerationPipeline
 
 
-def read_prompts(prompts: Sequence[str], stdin: TextIO) -> list[str]:
+def read_prompts(prompts: Sequence[str], stdin: TextIO | None) -> list[str]:
     """The prompts, with `-` replaced by standard input less its last line end.
 
     Raises:
@@ -29,13 +30,22 @@ def read_prompts(prompts: Sequence[str], stdin: TextIO) -> list[str]:
     """
     if not prompts:
         raise InputError("no prompt: give --prompt TEXT, or --prompt - to read standard input")
-    try:
-        read = [stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    read = [_read(stdin).removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
     if "" in read:
         raise InputError("the prompt is empty: give some text")
+    for prompt in read:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # Python's stand-in for a wrong byte
+            raise InputError(f"the prompt is not UTF-8 text: {ascii(prompt[:40])}")
     return read
+
+
+def _read(stdin: TextIO | None) -> str:
+    if isinstance(stdin, io.TextIOWrapper):
+        stdin.reconfigure(encoding="utf-8", errors="strict")  # the locale may let wrong bytes pass
+    try:
+        return stdin.read() if stdin else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def generate_to_console(
@@ -52,6 +62,8 @@ def generate_to_console(
     """
     from pipelines.load import load_pipeline
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
     stages = console_stages(sys.stderr)
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
     with load_pipeline(config, stages) as pipe:

@@ -17,12 +17,14 @@ class TextContext:
 
     tokens: the prompt and what was generated. num_computed: how many have their keys and values in the cache.
     num_scheduled: how many the current step computes. salt: requests with different salts share no cached prefix.
+    max_chunk: how many one step may compute; None: as many as fit in it.
     """
 
     request_id: str
     tokens: list[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     salt: bytes = b""
+    max_chunk: int | None = None
     num_computed: int = 0
     num_scheduled: int = 0
     prompt_length: int = field(init=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +18,6 @@ from pipelines.log_probabilities import TokenLogProbs, log_probabilities
 from pipelines.pipeline_model import ModelOutputs, PipelineModel
 from pipelines.sampling import Sampler
 from pipelines.scheduler import Scheduler
-
-LOGITS_BYTES = 256 * 2**20
-"""How much a step may return when all positions are wanted."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,15 @@ class Choice:
 class Request:
     """One request: its state, how its tokens are chosen, and what it has given so far.
 
-    logits: the rows [T, V] gathered so far, for a request that wants those of its prompt and no new tokens.
+    logits: where those of its tokens go, [T, V], for a request that wants them and no new tokens.
     """
 
     context: TextContext
     sampler: Sampler
     detokenizer: IncrementalDetokenizer
     stops: StopChecker
-    wants_logits: bool = False
+    logits: npt.NDArray[np.float32] | None = None
     chunks: deque[TextChunk] = field(default_factory=deque)
-    logits: list[npt.NDArray[np.float32]] = field(default_factory=list)
     is_done: bool = False
 
     def accept(self, choice: Choice, eos_token_ids: Collection[int], max_length: int) -> TextChunk:
@@ -86,10 +83,16 @@ class EngineStats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
-    def add(self, batch: list[TextContext], seconds: float) -> None:
-        self.num_steps += 1
+    @contextmanager
+    def measure(self, batch: Sequence[TextContext]) -> Iterator[None]:
+        """Adds the step that runs meanwhile, unless it fails."""
         num_tokens = sum(context.num_scheduled for context in batch)
-        if num_tokens > len(batch) or any(context.num_generated == 0 for context in batch):
+        is_prefill = num_tokens > len(batch) or any(context.num_generated == 0 for context in batch)
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.num_steps += 1
+        if is_prefill:
             self.num_prefill_tokens += num_tokens
             self.prefill_s += seconds
         else:
@@ -108,14 +111,12 @@ class Engine:
         model: PipelineModel,
         cache: KVCacheManager,
         *,
-        vocab_size: int,
         eos_token_ids: Collection[int],
         max_length: int,
         max_batch_size: int,
         max_step_tokens: int,
     ) -> None:
-        self.model, self.cache, self.vocab_size, self.eos_token_ids = model, cache, vocab_size, eos_token_ids
-        self.max_length, self.max_step_tokens = max_length, max_step_tokens
+        self.model, self.cache, self.eos_token_ids, self.max_length = model, cache, eos_token_ids, max_length
         self.scheduler = Scheduler(cache, max_batch_size, max_step_tokens)
         self.stats = EngineStats()
         self._requests: dict[str, Request] = {}
@@ -130,14 +131,14 @@ class Engine:
         self._requests[request.context.request_id] = request
 
     def step(self) -> None:
-        """One step of all requests: schedule, execute, sample, commit."""
-        start = time.perf_counter()
-        batch = [self._requests[context.request_id] for context in self.scheduler.schedule(self._step_tokens())]
-        outputs = self._execute(batch)
-        choices = self._sample(batch, outputs)
-        self.stats.add([request.context for request in batch], time.perf_counter() - start)
-        for request, choice in zip(batch, choices, strict=True):
-            self._commit(request, choice)
+        """One step of all requests: schedule, execute, sample, commit. After one that failed, the next goes on."""
+        contexts = self.scheduler.schedule()
+        batch = [self._requests[context.request_id] for context in contexts]
+        with self.stats.measure(contexts):
+            outputs = self._execute(batch)
+            # A row is sampled when those before it are committed: if that fails, no random number is lost.
+            for request, choice in zip(batch, self._sample(batch, outputs), strict=True):
+                self._commit(request, choice)
         if not self.scheduler.has_work:
             self.cache.check()
 
@@ -146,41 +147,33 @@ class Engine:
         if not request.is_done:
             self._finish(request)
 
-    def _step_tokens(self) -> int:
-        """The token budget; smaller while somebody wants the logits of all positions, which need room."""
-        if not any(request.wants_logits for request in self._requests.values()):
-            return self.max_step_tokens
-        row_bytes = 4 * self.vocab_size * self.scheduler.max_batch_size
-        return max(1, min(self.max_step_tokens, LOGITS_BYTES // row_bytes))
-
     def _execute(self, batch: list[Request]) -> ModelOutputs:
         contexts = [request.context for request in batch]
         num_new = [context.num_scheduled for context in contexts]
         pages = self.cache.runtime_inputs([context.request_id for context in contexts], num_new)
-        return_n_logits = max((request.context.num_scheduled for request in batch if request.wants_logits), default=1)
+        return_n_logits = max((r.context.num_scheduled for r in batch if r.logits is not None), default=1)
         inputs = self.model.prepare_initial_token_inputs([contexts], pages, return_n_logits)
         outputs = self.model.execute(inputs)
         for row, request in enumerate(batch):
-            if request.wants_logits:
-                rows = outputs.logits.to_numpy()[row * return_n_logits : (row + 1) * return_n_logits]
-                request.logits.append(rows[-num_new[row] :].copy())
+            if request.logits is not None:
+                start, end = request.context.num_computed, (row + 1) * return_n_logits
+                rows = outputs.logits.to_numpy()[end - num_new[row] : end]
+                request.logits[start : start + num_new[row]] = rows
         return outputs
 
-    def _sample(self, batch: list[Request], outputs: ModelOutputs) -> list[Choice | None]:
+    def _sample(self, batch: list[Request], outputs: ModelOutputs) -> Iterator[Choice | None]:
         """The next token of each row; None where the prompt is not complete yet, or no token is wanted."""
         greedy = outputs.next_tokens.to_numpy().tolist()
         needs_logits = any(request.context.params.needs_logits for request in batch)
         logits_BV = outputs.next_token_logits.to_numpy() if needs_logits else None
-        choices: list[Choice | None] = []
         for row, request in enumerate(batch):
             params = request.context.params
-            if request.wants_logits or not request.context.completes_with_this_step:
-                choices.append(None)
+            if request.logits is not None or not request.context.completes_with_this_step:
+                yield None
             elif logits_BV is None or not params.needs_logits:
-                choices.append(Choice(greedy[row]))
+                yield Choice(greedy[row])
             else:
-                choices.append(Choice.from_logits(request.sampler, logits_BV[row], params.logprobs))
-        return choices
+                yield Choice.from_logits(request.sampler, logits_BV[row], params.logprobs)
 
     def _commit(self, request: Request, choice: Choice | None) -> None:
         """What the step computed is in the cache; its token, if any, goes to the request."""
@@ -190,7 +183,7 @@ class Engine:
             request.chunks.append(chunk)
             if chunk.finish_reason is not None:
                 self._finish(request)
-        elif request.wants_logits and request.context.remaining == 0:
+        elif request.logits is not None and request.context.remaining == 0:
             self._finish(request)
 
     def _finish(self, request: Request) -> None:

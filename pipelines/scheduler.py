@@ -1,14 +1,14 @@
 """What runs in the next step: one token budget for decodes and prefill chunks alike.
 
-Rows that decode come first, then prompts already begun, then new ones while pages and rows last. When a running
-request finds no page, the youngest is preempted: its pages go back, it waits at the head of the queue and is computed
-again later, from its prompt and all it had generated, which gives the same text.
+First come, first served: whoever came earlier gets its tokens and pages first, a new request only what is left, and it
+is admitted when there are pages for all its tokens. When a running request finds no page, the youngest is preempted:
+its pages go back, it waits at the head of the queue and is computed again later, from its prompt and all it had
+generated, which gives the same text. So the oldest request advances in every step.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from kv_cache import KVCacheManager
 from pipelines.context import TextContext
@@ -16,7 +16,7 @@ from pipelines.errors import InputError
 
 
 class Scheduler:
-    """Requests, oldest first, and the pages they hold.
+    """Requests, oldest first, the running before the waiting, and the pages they hold.
 
     max_batch_size: rows of a step. max_step_tokens: tokens of a step. num_preemptions counts those so far.
     """
@@ -45,26 +45,13 @@ class Scheduler:
         """Queues a request."""
         self.waiting.append(context)
 
-    def schedule(self, budget: int) -> list[TextContext]:
-        """The rows of the next step, at most `budget` tokens, each with `num_scheduled` set and its pages reserved."""
-        batch: list[TextContext] = []
-        for context in self._by_priority():
-            if budget == 0 or context not in self.running:  # preempted by one before it
-                continue
-            if count := self._reserve(context, budget, batch):
-                context.num_scheduled = count
-                batch.append(context)
-                budget -= count
-        while budget and self.waiting and len(self.running) < self.max_batch_size:
-            context = self.waiting[0]
-            count = self._admit(context, budget)
-            if not count:
-                break
-            self.running.append(self.waiting.popleft())
-            context.num_scheduled = count
-            batch.append(context)
-            budget -= count
-        return batch
+    def schedule(self) -> list[TextContext]:
+        """The rows of the next step, each with `num_scheduled` set and its pages reserved; some, if there is work."""
+        budget, num_rows = self.max_step_tokens, 0
+        while budget and self._prepare(num_rows, budget):
+            budget -= self.running[num_rows].num_scheduled
+            num_rows += 1
+        return self.running[:num_rows]
 
     def commit(self, context: TextContext) -> None:
         """The step has run: its chunk is in the cache."""
@@ -79,33 +66,34 @@ class Scheduler:
         else:
             self.waiting.remove(context)
 
-    def _by_priority(self) -> Iterator[TextContext]:
-        decoding = [c for c in self.running if c.remaining == 1]
-        return iter(decoding + [c for c in self.running if c.remaining > 1])
+    def _prepare(self, row: int, budget: int) -> bool:
+        """Pages for the next chunk of a row, if necessary those of the youngest; False: there is no such row."""
+        if row == len(self.running) and not self._admit():
+            return False
+        context = self.running[row]
+        context.num_scheduled = min(context.remaining, context.max_chunk or budget, budget)
+        while not self.cache.reserve(context.request_id, context.num_scheduled):
+            if self._preempt_youngest() is context:
+                return False
+        return True
 
-    def _reserve(self, context: TextContext, budget: int, batch: list[TextContext]) -> int:
-        """Pages for the next chunk of a running request: tokens that may be computed, 0 if it was itself preempted."""
-        count = min(context.remaining, budget)
-        while not self.cache.reserve(context.request_id, count):
-            victim = next((c for c in reversed(self.running) if c not in batch), context)
-            self._preempt(victim)
-            if victim is context:
-                return 0
-        return count
+    def _admit(self) -> bool:
+        """Lets the first of those that wait run, if there is a row and pages for all its tokens."""
+        if not self.waiting or len(self.running) == self.max_batch_size:
+            return False
+        context = self.waiting[0]
+        context.num_computed = self.cache.admit(context.request_id, context.tokens, context.salt)
+        if not self.cache.has_room(context.request_id, len(context.tokens), self.max_step_tokens):
+            self.cache.release(context.request_id)
+            context.reset()
+            return False
+        self.running.append(self.waiting.popleft())
+        return True
 
-    def _admit(self, context: TextContext, budget: int) -> int:
-        """Pages for the first chunk of a waiting request; on 0 nothing was taken."""
-        context.num_computed = self.cache.admit(context.request_id, context.tokens)
-        count = min(context.remaining, budget)
-        if self.cache.reserve(context.request_id, count):
-            return count
-        self.cache.release(context.request_id)
-        context.reset()
-        return 0
-
-    def _preempt(self, context: TextContext) -> None:
-        self.running.remove(context)
+    def _preempt_youngest(self) -> TextContext:
+        context = self.running.pop()
         self.cache.release(context.request_id)
         context.reset()
         self.waiting.appendleft(context)
         self.num_preemptions += 1
+        return context

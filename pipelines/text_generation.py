@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,6 +27,9 @@ from pipelines.tokenizer import TextTokenizer
 
 Prompt = str | Sequence[int]
 """Text, or token ids that are taken as they are."""
+
+LOGITS_BYTES = 256 * 2**20
+"""How much a step may return when the logits of all positions are wanted."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,6 @@ class TextGenerationPipeline:
         self.engine = Engine(
             model,
             cache,
-            vocab_size=self.vocab_size,
             eos_token_ids=checkpoint.eos_token_ids or tokenizer.eos_token_ids,
             max_length=self.max_length,
             max_batch_size=config.max_batch_size,
@@ -88,8 +91,9 @@ class TextGenerationPipeline:
         Raises:
             InputError: As `generate`, at once.
         """
-        (request,) = self.submit([prompt], params)
-        return self.follow(request)
+        request = self._request(prompt, params or SamplingParams())
+        self.engine.check(request)
+        return self._stream(request)
 
     def logits(self, prompts: Prompt | Sequence[Prompt]) -> list[npt.NDArray[np.float32]]:
         """The logits of every position of each prompt, [T, V] float32.
@@ -97,11 +101,10 @@ class TextGenerationPipeline:
         Raises:
             InputError: As `generate`.
         """
-        one_token = SamplingParams(max_new_tokens=1)
-        requests = [self._request(prompt, one_token, wants_logits=True) for prompt in _as_list(prompts)]
+        requests = [self._logits_request(prompt) for prompt in _as_list(prompts)]
         self._add(requests)
         self._run(requests)
-        return [np.concatenate(request.logits) for request in requests]
+        return [request.logits for request in requests if request.logits is not None]
 
     def submit(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -117,14 +120,15 @@ class TextGenerationPipeline:
 
     def follow(self, request: Request) -> Iterator[TextChunk]:
         """What a submitted request gives, as it comes; leaving the iteration gives the request up."""
+        engine = self.engine  # an iteration may be left after `close`
         try:
             while request.chunks or not request.is_done:
                 if not request.chunks:
-                    self.engine.step()
+                    engine.step()
                 while request.chunks:
                     yield request.chunks.popleft()
         finally:
-            self.engine.cancel(request)
+            engine.cancel(request)
 
     def finish(self, request: Request) -> GenerationOutput:
         """All that a submitted request gives, once it is done."""
@@ -160,28 +164,43 @@ class TextGenerationPipeline:
         for request in requests:
             self.engine.add(request)
 
-    def _request(self, prompt: Prompt, params: SamplingParams, wants_logits: bool = False) -> Request:
-        tokens = self._encode(prompt, room=0 if wants_logits else 1)
-        request_id = next(self._ids)
+    def _stream(self, request: Request) -> Iterator[TextChunk]:
+        """Queues the request at the first step: an iteration that never begins would leave it there."""
+        self.engine.add(request)
+        yield from self.follow(request)
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        tokens = self._encode(prompt, num_new=1)
+        return self._new_request(TextContext(next(self._ids), tokens, params))
+
+    def _logits_request(self, prompt: Prompt) -> Request:
+        tokens, request_id = self._encode(prompt, num_new=0), next(self._ids)
+        max_chunk = max(1, LOGITS_BYTES // (4 * self.vocab_size * self.config.max_batch_size))
+        # It must compute all its tokens itself: a salt of its own keeps it apart from the prefixes of others.
+        context = TextContext(
+            request_id, tokens, SamplingParams(max_new_tokens=1), salt=request_id.encode(), max_chunk=max_chunk
+        )
+        return self._new_request(context, logits=np.empty((len(tokens), self.vocab_size), np.float32))
+
+    def _new_request(self, context: TextContext, logits: npt.NDArray[np.float32] | None = None) -> Request:
         return Request(
-            # A request that wants all logits must compute all its tokens: a salt of its own keeps prefixes apart.
-            context=TextContext(request_id, tokens, params, salt=request_id.encode() if wants_logits else b""),
-            sampler=Sampler(params, tokens, self.engine.eos_token_ids),
+            context=context,
+            sampler=Sampler(context.params, context.tokens, self.engine.eos_token_ids),
             detokenizer=self.tokenizer.detokenizer(),
-            stops=StopChecker(params.stop),
-            wants_logits=wants_logits,
+            stops=StopChecker(context.params.stop),
+            logits=logits,
         )
 
-    def _encode(self, prompt: Prompt, room: int) -> list[int]:
-        """Token ids, of which there must be some, with `room` for new ones."""
-        if len(prompt) == 0:
+    def _encode(self, prompt: Prompt, num_new: int) -> list[int]:
+        """Token ids, of which there must be some, with room for `num_new` more."""
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [operator.index(t) for t in prompt]
+        if len(prompt) == 0 or not tokens:
             raise InputError("the prompt is empty: give some text or token ids")
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
             raise InputError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
-        if len(tokens) + room > self.max_length:
+        if len(tokens) + num_new > self.max_length:
             raise InputError(
-                f"the prompt has {len(tokens)} tokens, and the limit is {self.max_length} with at least {room} new: "
+                f"the prompt has {len(tokens)} tokens, and the limit is {self.max_length} with at least {num_new} new: "
                 "shorten it or raise --max-length"
             )
         return tokens

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from kv_caches import PAGE, extend, new_cache, text
 
+from kv_cache import PagePool
+
 
 def test_without_prefix_caching_nothing_is_reused() -> None:
     cache = new_cache(caching=False)
@@ -31,6 +33,16 @@ def test_a_hit_is_whole_pages_and_leaves_a_token_to_compute() -> None:
         cache.check()
         cache.release("b")
     assert cache.admit("longer", [*tokens, 1]) == 4 * PAGE
+
+
+def test_what_follows_a_hit_is_found_after_it_and_nowhere_else() -> None:
+    cache, tokens = new_cache(), text(3 * PAGE + 1)
+    cache.admit("a", tokens)
+    extend(cache, "a", tokens[: 2 * PAGE])
+    assert cache.admit("b", tokens) == 2 * PAGE
+    extend(cache, "b", tokens[2 * PAGE :])
+    assert cache.admit("the whole", tokens) == 3 * PAGE
+    assert cache.admit("its end", tokens[2 * PAGE :]) == 0
 
 
 @pytest.mark.parametrize("is_released", [False, True])
@@ -103,3 +115,17 @@ def test_two_requests_that_compute_the_same_page_keep_one_each() -> None:
     cache.release("a")
     assert cache.admit("c", tokens) == 2 * PAGE
     cache.check()
+
+
+def test_pages_without_content_are_taken_first_and_the_latest_again() -> None:
+    pool = PagePool(4)
+    first, second = pool.allocate(1), pool.allocate(2)
+    assert first is not None and second is not None
+    pool.set_digest(first[0], b"kept")
+    pool.release(first)
+    pool.release(second)
+    assert pool.allocate(2) == second
+    untouched = pool.allocate(1)
+    assert untouched is not None and untouched[0] not in (*first, *second)
+    assert b"kept" in pool
+    assert pool.allocate(1) == first and b"kept" not in pool

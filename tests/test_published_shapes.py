@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,8 @@ def configured(folder: Path, devices: str, encoding: str, weights: dict[str, Wei
 def test_a_published_config_traces_and_finds_all_its_weights(folder: Path, devices: str, encoding: str) -> None:
     weights = state_dict(folder / "tensors.json")
     config = configured(folder, devices, encoding, weights)
-    start = time.perf_counter()
     traced = build_graph(config)
-    seconds = time.perf_counter() - start
     check_weights(traced.weights, weights)
-    assert seconds < 5, f"{seconds:.1f} s to trace"
     assert len(config.get_kv_params().devices) == len(config.devices)
     assert config.get_num_layers(AutoConfig.from_pretrained(folder)) == len(config.layer_types)
 

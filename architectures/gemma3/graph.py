@@ -8,7 +8,7 @@ from max.dtype import DType
 from max.graph import Graph, TensorValue, ops
 
 from architectures.gemma3.model_config import FULL, SLIDING, Gemma3Config
-from architectures.layers.attention import Attention
+from architectures.layers.attention import Attention, Rows
 from architectures.layers.collectives import all_reduce, broadcast
 from architectures.layers.linear import matmul
 from architectures.layers.logits import last_of_each_row, select_positions
@@ -60,17 +60,18 @@ class Gemma3:
         embedding = self.weights.first("embed_tokens.weight", [config.vocab_size, config.hidden_size])
         scale = ops.constant(math.sqrt(config.hidden_size), config.dtype, embedding.device)
         h = broadcast(ops.gather(embedding, inputs.tokens, axis=0) * scale, config.devices)
+        rows = Rows.of(inputs, config.devices)
         index_in_group = {SLIDING: 0, FULL: 0}
         for i, kind in enumerate(config.layer_types):
-            h = self.decoder_layer(h, f"layers.{i}", kind, index_in_group[kind], inputs)
+            h = self.decoder_layer(h, f"layers.{i}", kind, index_in_group[kind], rows)
             index_in_group[kind] += 1
         return self.logits(h, embedding, inputs)
 
-    def decoder_layer(self, h: Shards, name: str, kind: str, index: int, inputs: DecoderValues) -> Shards:
+    def decoder_layer(self, h: Shards, name: str, kind: str, index: int, rows: Rows) -> Shards:
         """h [T, D] -> [T, D], with a norm before and after each half."""
-        config, weights, signals = self.config, self.weights, inputs.signal_buffers
+        config, weights, signals = self.config, self.weights, rows.signal_buffers
         x = self.normalize(h, f"{name}.input_layernorm")
-        x = all_reduce(self.attention[kind](weights, x, f"{name}.self_attn", index, inputs), signals)
+        x = all_reduce(self.attention[kind](weights, x, f"{name}.self_attn", index, rows), signals)
         h = add(h, self.normalize(x, f"{name}.post_attention_layernorm"))
         x = self.normalize(h, f"{name}.pre_feedforward_layernorm")
         size, activation = config.intermediate_size, config.hidden_activation
