@@ -35,7 +35,7 @@ def read_prompts(prompts: Sequence[str], stdin: TextIO | None) -> list[str]:
         raise InputError("the prompt is empty: give some text")
     for prompt in read:
         if any("\ud800" <= character <= "\udfff" for character in prompt):  # Python's stand-in for a wrong byte
-            raise InputError(f"the prompt is not UTF-8 text: {ascii(prompt[:40])}")
+            raise InputError(f"the prompt is not UTF-8 text: {prompt[:40]!a}")
     return read
 
 

@@ -6,6 +6,7 @@ not at all, or a page that two requests use, changes every later token of the ro
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,19 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import CPU, Buffer
-from max.dtype import DType
+from kv_caches import PAGE, new_cache
+from max.driver import Buffer
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef
 
-from kv_cache import KVCacheManager, KVCacheParams, PageGroup
 from pipelines import PipelineConfig
 from pipelines.context import TextContext
 from pipelines.detokenizer import IncrementalDetokenizer
 from pipelines.pipeline_model import ModelInputs, ModelOutputs, PipelineModel
 from pipelines.text_generation import TextGenerationPipeline
 
-PAGE, WINDOW, VOCAB_SIZE, EOS = 128, 200, 64, 0
+WINDOW, VOCAB_SIZE, EOS = 200, 64, 0
 UNLIMITED = {"full": 100, "sliding": 100}
 
 
@@ -56,6 +55,15 @@ def greedy_text(prompt: Sequence[int], num_new: int, is_eos_ignored: bool = Fals
 def text_of(tokens: Sequence[int]) -> str:
     """A character a token, nothing for the end of a text."""
     return "".join(chr(ord("0") + token) for token in tokens if token != EOS)
+
+
+def random_prompt(rng: random.Random, length: int) -> list[int]:
+    """Without the token that ends a text."""
+    return [rng.randrange(1, VOCAB_SIZE) for _ in range(length)]
+
+
+def prompts_of(*lengths: int) -> list[list[int]]:
+    return [random_prompt(random.Random(length), length) for length in lengths]
 
 
 class FakeTokenizer:
@@ -170,13 +178,6 @@ class FakeModel(PipelineModel):
         return prints
 
 
-def new_cache(num_pages: dict[str, int], prefix_caching: bool = False) -> KVCacheManager:
-    """Two groups of the smallest pages there are; the sliding one sees WINDOW tokens."""
-    one = {"num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": DType.float32, "devices": (DeviceRef.CPU(),)}
-    groups = (PageGroup(name="sliding", window=WINDOW, **one), PageGroup(name="full", **one))  # type: ignore[arg-type]
-    return KVCacheManager(KVCacheParams(groups), num_pages, [CPU()], prefix_caching)
-
-
 def new_pipeline(num_pages: dict[str, int] | None = None, **settings: Any) -> TextGenerationPipeline:
     """settings: of PipelineConfig."""
     num_pages = num_pages or UNLIMITED
@@ -186,7 +187,7 @@ def new_pipeline(num_pages: dict[str, int] | None = None, **settings: Any) -> Te
         eos_token_ids=(EOS,),
         is_base_model=True,
     )
-    cache = new_cache(num_pages, config.enable_prefix_caching)
+    cache = new_cache(**num_pages, window=WINDOW, caching=config.enable_prefix_caching)
     return TextGenerationPipeline(config, FakeModel(num_pages), cache, FakeTokenizer(), checkpoint)  # type: ignore[arg-type]
 
 

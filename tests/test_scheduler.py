@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
-from fake_model import new_cache
+from kv_caches import new_cache
 
 from pipelines.context import TextContext
 from pipelines.errors import InputError
 from pipelines.sampling_params import SamplingParams
 from pipelines.scheduler import Scheduler
 
-PAGES = {"full": 100, "sliding": 100}
+PAGES: dict[str, Any] = {"full": 100, "sliding": 100}
 
 
-def new_scheduler(pages: dict[str, int] | None = None, rows: int = 8, tokens: int = 512) -> Scheduler:
-    return Scheduler(new_cache(pages or PAGES), rows, tokens)
+def new_scheduler(pages: dict[str, Any] | None = None, rows: int = 8, tokens: int = 512) -> Scheduler:
+    return Scheduler(new_cache(**(pages or PAGES), caching=False), rows, tokens)
 
 
 def add(scheduler: Scheduler, *prompt_lengths: int, max_new_tokens: int = 200) -> list[TextContext]:
@@ -80,11 +81,11 @@ def test_a_budget_below_the_number_of_rows_serves_the_oldest_first(budget: int) 
     scheduler = new_scheduler(tokens=budget)
     contexts = add(scheduler, *[4] * 8, max_new_tokens=3)
     ended: list[str] = []
-    for num_steps in range(1, 100):
+    num_steps = 0
+    while scheduler.has_work:
         step(scheduler)
+        num_steps += 1
         ended += [c.request_id for c in contexts if c.num_generated == 3 and c.request_id not in ended]
-        if not scheduler.has_work:
-            break
     assert ended == sorted(ended) and len(ended) == 8
     assert num_steps <= 8 * (4 + 2) / budget + 8
 

@@ -1,0 +1,134 @@
+"""What the command prints, and how it ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pytest
+from command import Caller, Result, read_until, run, started
+from conftest import Loader
+
+from pipelines.checkpoint import DEMO_FOLDER
+
+PROMPTS = ["def first(items):\n    ", "import os", "class Größe:\n"]
+PROMPT_OPTIONS = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
+MANY_PROMPTS = ["--prompt", "import os\n"] * 100 + ["--max-batch-size", "1", "--max-new-tokens", "900"]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Caller:
+    return Caller(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(load: Loader) -> None:
+    """A cold compilation takes longer than the command's time limit here."""
+    load("demo")
+
+
+def objects(result: Result) -> list[dict[str, Any]]:
+    assert result.code == 0
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_stdout_has_the_texts_in_order_and_stderr_the_stages_and_stats(call: Caller) -> None:
+    result = run("generate", *PROMPT_OPTIONS, "--max-new-tokens", "40", "--stats", PYTHONIOENCODING="utf-8")
+    as_json = call("generate", *PROMPT_OPTIONS, "--max-new-tokens", "40", "--json")
+    assert [output["prompt"] for output in objects(as_json)] == PROMPTS
+    assert all(output["num_prompt_tokens"] and output["tokens"] for output in objects(as_json))
+    assert all(output["finish_reason"] in ("stop", "length") for output in objects(as_json))
+    assert result.out == "".join(output["text"] + "\n" for output in objects(as_json))
+    assert result.code == 0
+    (stats,) = result.messages  # no warning either
+    assert "decode " in stats and "peak memory" in stats
+    stages = [line.split()[0] for line in result.err.splitlines()]
+    assert stages == ["config", "checkpoint", "KV", "weights", "compile", "cache", "prefill"]
+    assert "\x1b" not in result.err and "\r" not in result.err
+    assert as_json.messages == []
+
+
+def test_a_dash_reads_standard_input(call: Caller) -> None:
+    text = "# Größe 🎈\nimport os"
+    result = call("generate", "--prompt", "-", "--max-new-tokens", "3", "--json", stdin=f"{text}\n".encode())
+    assert [output["prompt"] for output in objects(result)] == [text]
+
+
+def test_seed_and_stop(call: Caller) -> None:
+    sampling = ["--prompt", "import", "--max-new-tokens", "60", "--json", "--temperature", "1.5"]
+    first, again, other = (objects(call("generate", *sampling, "--seed", seed))[0] for seed in ("7", "7", "8"))
+    assert first == again
+    assert first["tokens"] != other["tokens"]
+    stop = first["text"][10:13]
+    (stopped,) = objects(call("generate", *sampling, "--seed", "7", "--stop", stop))
+    assert stopped["text"] == first["text"].partition(stop)[0]
+    assert stopped["finish_reason"] == "stop"
+
+
+def test_the_chat_template_is_the_default_of_instruction_models_alone(call: Caller, tmp_path: Path) -> None:
+    for name in ("model-base", "model-it"):
+        (tmp_path / name).mkdir()
+        for file in DEMO_FOLDER.iterdir():
+            (tmp_path / name / file.name).symlink_to(file)
+
+    def num_prompt_tokens(name: str, *options: str) -> int:
+        shared = ("--prompt", "import os", "--max-new-tokens", "1", "--json")
+        return int(
+            objects(call("generate", "--model", str(tmp_path / name), *shared, *options))[0]["num_prompt_tokens"]
+        )
+
+    raw, chat = num_prompt_tokens("model-base", "--raw"), num_prompt_tokens("model-base", "--chat")
+    assert chat > raw
+    assert num_prompt_tokens("model-base") == raw
+    assert num_prompt_tokens("model-it") == chat
+
+
+def test_list_shows_architectures_models_and_encodings(call: Caller) -> None:
+    result = call("list")
+    assert (result.code, result.err) == (0, "")
+    rows = [line.split("  ") for line in result.out.splitlines() if line.strip()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert cells[0] == ["architecture", "example models", "on CPU", "on GPU"]
+    assert ["Gemma3ForCausalLM", "google/gemma-3-270m-it", "float32", "bfloat16, float32"] in cells
+    assert {"Gemma3ForConditionalGeneration", "google/gemma-3-27b-it"} <= set(itertools.chain(*cells))
+
+
+def test_a_closed_stdout_ends_it_quietly() -> None:
+    with started("generate", *MANY_PROMPTS) as process:
+        stdout, stderr = cast(BinaryIO, process.stdout), cast(BinaryIO, process.stderr)
+        assert stdout.readline()
+        stdout.close()
+        start = time.monotonic()
+        err = stderr.read().decode()
+        assert process.wait() == 0
+    assert time.monotonic() - start < 3
+    assert Result(0, "", err).messages == []
+
+
+def test_text_comes_as_it_is_made_and_ctrl_c_ends_it_at_once_and_quietly() -> None:
+    with started("generate", *MANY_PROMPTS) as process:
+        assert len(read_until(process.stdout, b"")) < 1000  # a full buffer would be 8192
+        time.sleep(0.2)
+        assert process.poll() is None
+        assert_ends_quietly(process)
+
+
+def test_ctrl_c_ends_a_compilation_at_once_and_quietly(tmp_path: Path) -> None:
+    with started("generate", "--prompt", "import os", MODULAR_CACHE_DIR=str(tmp_path)) as process:
+        read_until(process.stderr, b"compile")
+        time.sleep(1)
+        assert process.poll() is None
+        assert_ends_quietly(process)
+
+
+def assert_ends_quietly(process: Any) -> None:
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert time.monotonic() - start < 3
+    assert process.returncode == 130
+    assert [line for line in Result(130, "", err.decode()).messages if line] == []

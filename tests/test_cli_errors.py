@@ -1,0 +1,191 @@
+"""What can't be done gives one line that says why, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import max.driver
+import pytest
+from command import Caller, run
+
+from pipelines.checkpoint import DEMO_FOLDER
+
+Header = dict[str, dict[str, Any]]
+UP_PROJ, NORM = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Caller:
+    return Caller(capsys, monkeypatch)
+
+
+@pytest.fixture
+def demo_copy(tmp_path: Path) -> Path:
+    return shutil.copytree(DEMO_FOLDER, tmp_path / "copy")
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_header(folder: Path, change: Callable[[Header], Any]) -> None:
+    """Rewrites what a safetensors file says of its tensors, and leaves their bytes alone."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frobnicate"], ["'frobnicate'", "pipelines --help"]),
+        (["generate", "--frobnicate"], ["'--frobnicate'", "pipelines generate --help"]),
+        (["generate", "--prompt", "x", "more"], ["more", "pipelines generate --help"]),
+        (["generate", "--prompt", "x", "--max-new-tokens", "many"], ["--max-new-tokens", "'many'"]),
+        (["generate"], ["no prompt", "--prompt"]),
+        (["generate", "--prompt", "x", "--prompt", ""], ["prompt is empty"]),
+        (["generate", "--prompt", "\udcff"], ["not UTF-8"]),
+        (["generate", "--prompt", "x", "--devices", "tpu"], ["'tpu'", "cpu, gpu"]),
+        (["generate", "--prompt", "x", "--quantization-encoding", "q1"], ["'q1'", "'float32'", "'q4_k'"]),
+        (["generate", "--prompt", "x", "--kv-cache-memory", "lots"], ["'lots'", "2GiB"]),
+        (["generate", "--prompt", "x", "--max-batch-size", "0"], ["max_batch_size", "0", "from 1 to"]),
+        (["generate", "--prompt", "x", "--max-length", "-5"], ["max_length", "-5", "from 1 to"]),
+        (["generate", "--prompt", "x", "--custom-architectures", "no_such_module"], ["'no_such_module'"]),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: list[str], words: list[str], call: Caller) -> None:
+    line = call(*arguments).error()
+    assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("--temperature", "-0.1", "from 0 to 100"),
+        ("--temperature", "nan", "from 0 to 100"),
+        ("--temperature", "1e9", "from 0 to 100"),
+        ("--top-k", "-2", "at least -1"),
+        ("--top-p", "0", "above 0 and at most 1"),
+        ("--top-p", "1.01", "above 0 and at most 1"),
+        ("--min-p", "-inf", "from 0 to 1"),
+        ("--repetition-penalty", "0", "above 0 and at most 10"),
+        ("--presence-penalty", "11", "from -10 to 10"),
+        ("--frequency-penalty", "-11", "from -10 to 10"),
+        ("--max-new-tokens", "0", "at least 1"),
+        ("--seed", "-1", "from 0 to"),
+        ("--seed", str(2**64), "from 0 to"),
+        ("--stop", "", "1 to"),
+    ],
+)
+def test_sampling_values_out_of_range(option: str, value: str, allowed: str, call: Caller) -> None:
+    line = call("generate", "--prompt", "x", option, value).error()
+    assert option.lstrip("-").replace("-", "_") in line
+    assert allowed in line
+    assert value == "" or value in line or str(float(value)) in line
+
+
+def test_standard_input_that_is_empty_or_not_utf_8(call: Caller) -> None:
+    assert "empty" in call("generate", "--prompt", "-", stdin=b"\n").error()
+    for locale in ("C", "C.UTF-8"):
+        line = run("generate", "--prompt", "-", stdin=b"abc\xff", LC_ALL=locale).error()
+        assert "standard input is not UTF-8" in line and "byte 3" in line
+
+
+def test_a_folder_that_does_not_exist() -> None:
+    assert "'./no/such/folder'" in run("generate", "--prompt", "x", "--model", "./no/such/folder").error()
+
+
+def test_a_hub_model_without_a_network(tmp_path: Path) -> None:
+    ask = ("generate", "--prompt", "x", "--model", "nobody/no-such-model")
+    line = run(*ask, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").error()
+    assert "'nobody/no-such-model'" in line and "HF_HUB_OFFLINE" in line
+    line = run(*ask, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:1").error()
+    assert "'nobody/no-such-model'" in line and "check the network" in line
+
+
+def test_an_architecture_that_is_not_there(call: Caller, demo_copy: Path) -> None:
+    change_config(demo_copy, architectures=["GrokForCausalLM"])
+    line = call("generate", "--prompt", "x", "--model", str(demo_copy)).error()
+    assert "'GrokForCausalLM'" in line
+    assert "supported: Gemma3ForCausalLM, Gemma3ForConditionalGeneration" in line
+
+
+def _drop(header: Header) -> None:
+    del header[UP_PROJ]
+
+
+def _misshape(header: Header) -> None:
+    header[UP_PROJ]["shape"].reverse()
+
+
+def _add_unknown(header: Header) -> None:
+    header["model.frobnicator.weight"] = header[NORM]
+
+
+def _add_a_layer(header: Header) -> None:
+    header["model.layers.6.mlp.up_proj.weight"] = header[UP_PROJ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_drop, ["missing tensor", "layers.0.mlp.up_proj"]),
+        (_misshape, [f"'{UP_PROJ}'", "[256, 768]", "[768, 256]"]),
+        (_add_unknown, ["unexpected tensor 'model.frobnicator.weight'"]),
+        (_add_a_layer, ["unexpected tensor 'model.layers.6.mlp.up_proj.weight'"]),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_model(
+    change: Callable[[Header], None], words: list[str], call: Caller, demo_copy: Path
+) -> None:
+    change_header(demo_copy, change)
+    result = call("generate", "--prompt", "x", "--model", str(demo_copy))
+    assert [word for word in words if word not in result.error()] == []
+    assert "compile" not in result.err
+
+
+def test_a_truncated_file(call: Caller, demo_copy: Path) -> None:
+    path = demo_copy / "model.safetensors"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size - 1000)
+    line = call("generate", "--prompt", "x", "--model", str(demo_copy)).error()
+    assert str(path) in line and str(size) in line and str(size - 1000) in line
+
+
+def test_what_the_device_can_not_run(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = call("generate", "--prompt", "x", "--quantization-encoding", "q4_k").error()
+    assert "q4_k on cpu" in line and line.endswith(": float32")
+    monkeypatch.setattr(max.driver, "accelerator_count", lambda: 0)
+    assert "no GPU found" in call("generate", "--prompt", "x", "--devices", "gpu").error()
+
+
+def test_limits_that_the_model_or_the_memory_can_not_meet(call: Caller) -> None:
+    line = call("generate", "--prompt", "x", "--max-length", "1025").error()
+    assert "--max-length 1025" in line and "1024" in line
+    line = call("generate", "--prompt", "x", "--kv-cache-memory", "100KiB").error()
+    assert "100 KiB" in line and "--kv-cache-memory" in line
+    line = call("generate", "--prompt", "x", "--kv-cache-memory", "2MiB", "--max-length", "1024").error()
+    assert "1024 tokens" in line and "2 MiB" in line and "--max-length" in line
+
+
+def test_a_prompt_longer_than_the_limit(call: Caller) -> None:
+    line = call("generate", "--prompt", "x", "--prompt", "x = 1\n" * 2000, "--max-length", "300").error()
+    num_tokens = int(line.split("the prompt has ")[1].split()[0])
+    assert num_tokens > 300
+    assert "limit is 300" in line and "--max-length" in line
+
+
+def test_a_chat_without_a_template(call: Caller, demo_copy: Path) -> None:
+    (demo_copy / "chat_template.jinja").unlink()
+    line = call("generate", "--prompt", "x", "--chat", "--model", str(demo_copy)).error()
+    assert "no chat template" in line
