@@ -1,6 +1,6 @@
 """Drive a PipelineModel by hand: its inputs, one prefill step, then one token at a time.
 
-    python examples/drive_model.py [MODEL]
+python examples/drive_model.py [MODEL]
 """
 
 from __future__ import annotations

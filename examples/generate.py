@@ -1,6 +1,6 @@
 """Complete prompts from Python: all at once, one as it is made, and the logits behind them.
 
-    python examples/generate.py [MODEL]
+python examples/generate.py [MODEL]
 """
 
 from __future__ import annotations

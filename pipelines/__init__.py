@@ -15,8 +15,8 @@ from pipelines.errors import InputError
 from pipelines.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from pipelines.load import load_pipeline
     from pipelines.engine import TextChunk
+    from pipelines.load import load_pipeline
     from pipelines.text_generation import GenerationOutput, TextGenerationPipeline
 
 __all__ = [

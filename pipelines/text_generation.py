@@ -180,7 +180,7 @@ class TextGenerationPipeline:
         context = TextContext(
             request_id, tokens, SamplingParams(max_new_tokens=1), salt=request_id.encode(), max_chunk=max_chunk
         )
-        return self._new_request(context, logits=np.empty((len(tokens), self.vocab_size), np.float32))
+        return self._new_request(context, logits=np.full((len(tokens), self.vocab_size), np.nan, np.float32))
 
     def _new_request(self, context: TextContext, logits: npt.NDArray[np.float32] | None = None) -> Request:
         return Request(

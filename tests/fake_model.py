@@ -25,6 +25,8 @@ from pipelines.pipeline_model import ModelInputs, ModelOutputs, PipelineModel
 from pipelines.text_generation import TextGenerationPipeline
 
 WINDOW, VOCAB_SIZE, EOS = 200, 64, 0
+HALF = VOCAB_SIZE - 1
+"""A token that is half of the bytes of a character."""
 UNLIMITED = {"full": 100, "sliding": 100}
 
 
@@ -54,7 +56,9 @@ def greedy_text(prompt: Sequence[int], num_new: int, is_eos_ignored: bool = Fals
 
 def text_of(tokens: Sequence[int]) -> str:
     """A character a token, nothing for the end of a text."""
-    return "".join(chr(ord("0") + token) for token in tokens if token != EOS)
+    half = chr(ord("0") + HALF)
+    text = "".join(chr(ord("0") + token) for token in tokens if token != EOS)
+    return text.replace(half * 2, "\u00e9").replace(half, "\ufffd")
 
 
 def random_prompt(rng: random.Random, length: int) -> list[int]:

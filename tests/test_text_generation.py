@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_model import (
+    HALF,
     VOCAB_SIZE,
     assert_idle,
     fingerprints,
@@ -30,10 +31,10 @@ def written(pipe: TextGenerationPipeline, prompt: list[int], **params: object) -
 
 
 def test_a_stop_string_ends_the_text_before_itself_even_across_tokens() -> None:
-    pipe, (prompt,) = new_pipeline(), prompts_of(12)
+    pipe, (prompt,) = new_pipeline(), prompts_of(15)
     tokens = greedy_text(prompt, 30, True)
     text = text_of(tokens)
-    assert len(text) == 30, "no token of it is without text"
+    assert len(text) == 30 and text.isascii(), "no token of it is without a character of its own"
     output = written(pipe, prompt, max_new_tokens=30, ignore_eos=True, stop=["nothing", text[10:13]])
     assert (output.text, output.tokens, output.finish_reason) == (text[:10], tokens[:13], "stop")
     streamed = [chunk.text for chunk in pipe.stream(prompt, SamplingParams(ignore_eos=True, stop=(text[10:13],)))]
@@ -42,6 +43,17 @@ def test_a_stop_string_ends_the_text_before_itself_even_across_tokens() -> None:
     assert (almost.text, almost.finish_reason) == (text[:12], "length")  # what was held back comes at the end
     last = written(pipe, prompt, max_new_tokens=13, ignore_eos=True, stop=[text[10:13]])
     assert (last.text, last.finish_reason) == (text[:10], "stop")
+
+
+def test_half_a_character_comes_at_the_end_only() -> None:
+    pipe, (prompt,) = new_pipeline(), prompts_of(30)
+    tokens = greedy_text(prompt, 300, True)
+    num_new = tokens.index(HALF) + 1
+    chunks = list(pipe.stream(prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True)))
+    assert "".join(chunk.text for chunk in chunks) == text_of(tokens[:num_new])
+    assert chunks[-1].text == "\ufffd"
+    longer = "".join(chunk.text for chunk in pipe.stream(prompt, SamplingParams(max_new_tokens=300, ignore_eos=True)))
+    assert longer == text_of(tokens)
 
 
 def test_stop_tokens_min_tokens_and_ignore_eos() -> None:
