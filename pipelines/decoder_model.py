@@ -67,7 +67,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         Raises:
             InputError: A tensor that is missing, misshapen or unexpected, before anything is compiled.
         """
-        traced = self.build_graph(self.config)
+        with self.stages.stage("graph"):
+            traced = self.build_graph(self.config)
         check_weights(traced.weights, self.state_dict)
         compiling = session.compile_async(traced.graph)
         with self.stages.stage("weights"):

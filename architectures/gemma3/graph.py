@@ -10,6 +10,7 @@ from max.graph import Graph, TensorValue, ops
 from architectures.gemma3.model_config import FULL, SLIDING, Gemma3Config
 from architectures.layers.attention import Attention, Rows
 from architectures.layers.collectives import all_reduce, broadcast
+from architectures.layers.kernels import extensions
 from architectures.layers.linear import matmul
 from architectures.layers.logits import last_of_each_row, select_positions
 from architectures.layers.mlp import gated_mlp
@@ -28,7 +29,7 @@ def build_graph(config: Gemma3Config) -> TracedGraph:
     if config.return_logits is None or config.tie_word_embeddings is None:
         raise ValueError("finalize the configuration before building a graph: only the weights tell the rest")
     types = decoder_input_types(config.get_kv_params(), config.devices, config.rope_dims)
-    with Graph("gemma3", input_types=types.flatten()) as graph:
+    with Graph("gemma3", input_types=types.flatten(), custom_extensions=extensions(config.devices)) as graph:
         model = Gemma3(config)
         graph.output(*model(graph_values(types, graph)))
     return TracedGraph(graph, model.weights.specs)
