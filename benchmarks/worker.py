@@ -1,67 +1,46 @@
-"""One measurement of one system in a process of its own; prints a JSON object. `generate.py` runs it."""
+"""One system in a process of its own: loads a model, then answers requests for measurements, a JSON line each.
+
+`generate.py` starts it: `worker.py SYSTEM MODEL MAX_LENGTH`. A request is {"depth": tokens, "new": tokens}.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
-PROCESS_START = time.perf_counter()
+Generate = Callable[[list[int], int], Iterator[float]]
+"""Greedy tokens after a prompt, as the times at which they came."""
+
+START = time.perf_counter()
 
 
-def measure(
-    open_system: Callable[[Path, int], Callable[[list[int], int], Iterator[float]]],
-    model: Path,
-    depths: list[int],
-    num_new: int,
-) -> dict[str, Any]:
-    """Start-up, then for each depth a prompt of that many tokens and `num_new` greedy tokens after it."""
-    generate = open_system(model, max(depths) + num_new + 8)
-    first = next(generate([5, 6, 7, 8], 1))
-    result: dict[str, Any] = {"start_to_first_token_s": first - PROCESS_START}
-    rng = np.random.default_rng(0)
-    for depth in depths:
-        prompt = rng.integers(10, 1000, depth).tolist()
-        start = time.perf_counter()
-        times = list(generate(prompt, num_new))
-        steps = np.diff(times)
-        result[f"depth_{depth}"] = {
-            "time_to_first_token_s": times[0] - start,
-            "prefill_tokens_per_s": depth / (times[0] - start),
-            "decode_step_s": float(np.median(steps)),
-            "decode_tokens_per_s": 1 / float(np.median(steps)),
-        }
-    result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return result
-
-
-def open_pipelines(model: Path, max_length: int) -> Callable[[list[int], int], Iterator[float]]:
+def open_pipelines(model: Path, max_length: int) -> tuple[Generate, dict[str, Any]]:
     from pipelines import PipelineConfig, SamplingParams, load_pipeline
     from pipelines.progress import NullStages
 
     stages = NullStages()
     pipe = load_pipeline(PipelineConfig(model=str(model), max_length=max_length, max_batch_size=1), stages)
-    SYSTEM_NOTES.update(
-        stages={name: round(seconds, 3) for name, seconds in stages.timings},
-        weights_mib=sum(math.prod(weight.shape) for weight in pipe.model.weights.values()) * 4 / 2**20,
-        cache_mib=pipe.cache.memory_bytes / 2**20,
-    )
 
     def generate(prompt: list[int], num_new: int) -> Iterator[float]:
         for _ in pipe.stream(prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True)):
             yield time.perf_counter()
 
-    return generate
+    return generate, {
+        "stages_s": {name: round(seconds, 2) for name, seconds in stages.timings},
+        "weights_mib": sum(math.prod(weight.shape) for weight in pipe.model.weights.values()) * 4 / 2**20,
+        "cache_mib": pipe.cache.memory_bytes / 2**20,
+    }
 
 
-def open_transformers(model: Path, max_length: int) -> Callable[[list[int], int], Iterator[float]]:
+def open_transformers(model: Path, max_length: int) -> tuple[Generate, dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -75,22 +54,28 @@ def open_transformers(model: Path, max_length: int) -> Callable[[list[int], int]
             tokens = logits[:, -1].argmax(-1, keepdim=True)
             yield time.perf_counter()
 
-    return generate
+    return generate, {}
 
 
-SYSTEMS = {"pipelines": open_pipelines, "transformers": open_transformers}
-SYSTEM_NOTES: dict[str, Any] = {}
+def measure(generate: Generate, depth: int, num_new: int) -> dict[str, float]:
+    """A prompt of `depth` tokens and `num_new` after it."""
+    prompt = np.random.default_rng(depth).integers(10, 1000, depth).tolist()
+    start = time.perf_counter()
+    times = list(generate(prompt, num_new))
+    return {"time_to_first_token_s": times[0] - start, "decode_step_s": float(np.median(np.diff(times)))}
 
 
-@click.command()
-@click.argument("system", type=click.Choice(sorted(SYSTEMS)))
-@click.argument("model", type=click.Path(exists=True, path_type=Path))
-@click.option("--depth", "depths", type=int, multiple=True, default=(512,))
-@click.option("--new-tokens", type=int, default=32)
-def main(system: str, model: Path, depths: tuple[int, ...], new_tokens: int) -> None:
-    result = measure(SYSTEMS[system], model, list(depths), new_tokens)
-    click.echo(json.dumps({"system": system, **result, **SYSTEM_NOTES}))
+def main(system: str, model: str, max_length: str) -> None:
+    opened = {"pipelines": open_pipelines, "transformers": open_transformers}[system]
+    generate, facts = opened(Path(model), int(max_length))
+    first = next(generate([5, 6, 7, 8], 1))
+    print(json.dumps({"start_to_first_token_s": first - START, **facts}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        result = measure(generate, request["depth"], request["new"])
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({**result, "peak_rss_mib": peak_mib}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
