@@ -60,16 +60,19 @@ def generate_to_console(
 
     chat: use the chat template; None: for instruction models. as_json: one object a prompt instead of text.
     """
-    from pipelines.load import load_pipeline
+    from pipelines.load import prepare_pipeline
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
     stages = console_stages(sys.stderr)
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
-    with load_pipeline(config, stages) as pipe:
-        is_chat = pipe.is_instruction_model if chat is None else chat
+    prepared = prepare_pipeline(config, stages)
+    is_chat = prepared.prompts.is_instruction_model if chat is None else chat
+    encode = prepared.prompts.encode_chat if is_chat else prepared.prompts.encode
+    tokens = [encode(prompt) for prompt in prompts]
+    with prepared.load() as pipe:
         start = time.perf_counter()
-        requests = pipe.submit([pipe.encode_chat(prompt) if is_chat else prompt for prompt in prompts], params)
+        requests = pipe.submit(tokens, params)
         if as_json:
             _print_objects(pipe, prompts, requests)
         else:

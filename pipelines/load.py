@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import psutil
 from max.driver import Device
 from max.engine import InferenceSession
+from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
 from pipelines.checkpoint import Checkpoint, resolve_config
 from pipelines.config import PipelineConfig, open_devices
 from pipelines.errors import InputError
 from pipelines.progress import NullStages, Stages
+from pipelines.prompts import PromptEncoder
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
 from pipelines.text_generation import TextGenerationPipeline
 from pipelines.tokenizer import TextTokenizer
@@ -30,6 +32,49 @@ def load_pipeline(config: PipelineConfig, stages: Stages | None = None) -> TextG
     Raises:
         InputError: Something in the configuration or the checkpoint can't be used; one line says what to do.
     """
+    return prepare_pipeline(config, stages).load()
+
+
+@dataclass(frozen=True)
+class PreparedPipeline:
+    """A run whose checkpoint has been opened and whose cache has been sized: nothing is compiled yet.
+
+    config: with encoding and max_length settled. prompts: ready to check and encode what will be asked.
+    """
+
+    config: PipelineConfig
+    checkpoint: Checkpoint
+    architecture: SupportedArchitecture
+    devices: Sequence[Device]
+    state_dict: dict[str, WeightData]
+    kv_params: KVCacheParams
+    plan: CachePlan
+    prompts: PromptEncoder
+    stages: Stages
+
+    def load(self) -> TextGenerationPipeline:
+        """Compiles the graph, loads the weights, allocates the cache.
+
+        Raises:
+            InputError: A tensor that is missing, misshapen or unexpected.
+        """
+        session = InferenceSession(devices=self.devices)
+        huggingface_config = self.checkpoint.huggingface_config
+        model = self.architecture.pipeline_model(
+            self.config, session, self.devices, huggingface_config, self.state_dict, stages=self.stages
+        )
+        with self.stages.stage("cache"):
+            caching = self.config.enable_prefix_caching
+            cache = KVCacheManager(self.kv_params, self.plan.num_pages, self.devices, caching)
+        return TextGenerationPipeline(self.config, model, cache, self.prompts)
+
+
+def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> PreparedPipeline:
+    """All of `load_pipeline` that takes seconds and finds what is wrong with configuration and checkpoint.
+
+    Raises:
+        InputError: As `load_pipeline`.
+    """
     stages = stages or NullStages()
     with stages.stage("config"):
         checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code)
@@ -40,17 +85,17 @@ def load_pipeline(config: PipelineConfig, stages: Stages | None = None) -> TextG
         kv_params = _kv_params(architecture, config, checkpoint)
     with stages.stage("checkpoint"):
         state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
-        tokenizer = TextTokenizer.from_pretrained(checkpoint.path, config.trust_remote_code)
+        tokenizer = TextTokenizer.from_pretrained(checkpoint.path, config.trust_remote_code, checkpoint.eos_token_ids)
     plan = _plan(config, checkpoint, kv_params, devices, state_dict)
     stages.note(plan.describe(kv_params))
     config = dataclasses.replace(config, max_length=plan.max_length)
-    session = InferenceSession(devices=devices)
-    model = architecture.pipeline_model(
-        config, session, devices, checkpoint.huggingface_config, state_dict, stages=stages
+    prompts = PromptEncoder(
+        tokenizer,
+        vocab_size=checkpoint.huggingface_config.get_text_config().vocab_size,
+        max_length=plan.max_length,
+        is_instruction_model=tokenizer.has_chat_template and not checkpoint.is_base_model,
     )
-    with stages.stage("cache"):
-        cache = KVCacheManager(kv_params, plan.num_pages, devices, config.enable_prefix_caching)
-    return TextGenerationPipeline(config, model, cache, tokenizer, checkpoint)
+    return PreparedPipeline(config, checkpoint, architecture, devices, state_dict, kv_params, plan, prompts, stages)
 
 
 def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, checkpoint: Checkpoint) -> KVCacheParams:
@@ -68,7 +113,7 @@ def _plan(
     checkpoint: Checkpoint,
     kv_params: KVCacheParams,
     devices: Sequence[Device],
-    state_dict: dict[str, Any],
+    state_dict: dict[str, WeightData],
 ) -> CachePlan:
     """How many pages there will be, given what the weights leave free.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_cache import KVCacheManager
-from pipelines.checkpoint import Checkpoint
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
 from pipelines.detokenizer import StopChecker
@@ -21,12 +19,9 @@ from pipelines.engine import Engine, Request, TextChunk
 from pipelines.errors import InputError
 from pipelines.log_probabilities import TokenLogProbs
 from pipelines.pipeline_model import PipelineModel
+from pipelines.prompts import Prompt, PromptEncoder
 from pipelines.sampling import Sampler
 from pipelines.sampling_params import SamplingParams
-from pipelines.tokenizer import TextTokenizer
-
-Prompt = str | Sequence[int]
-"""Text, or token ids that are taken as they are."""
 
 LOGITS_BYTES = 256 * 2**20
 """How much a step may return when the logits of all positions are wanted."""
@@ -55,19 +50,15 @@ class TextGenerationPipeline:
         config: PipelineConfig,
         model: PipelineModel,
         cache: KVCacheManager,
-        tokenizer: TextTokenizer,
-        checkpoint: Checkpoint,
+        prompts: PromptEncoder,
     ) -> None:
-        assert config.max_length is not None
-        self.config, self.model, self.cache, self.tokenizer = config, model, cache, tokenizer
-        self.max_length = config.max_length
-        self.vocab_size = int(checkpoint.huggingface_config.get_text_config().vocab_size)
-        self.is_instruction_model = tokenizer.has_chat_template and not checkpoint.is_base_model
+        self.config, self.model, self.cache, self.prompts = config, model, cache, prompts
+        self.tokenizer = prompts.tokenizer
         self.engine = Engine(
             model,
             cache,
-            eos_token_ids=checkpoint.eos_token_ids or tokenizer.eos_token_ids,
-            max_length=self.max_length,
+            eos_token_ids=prompts.tokenizer.eos_token_ids,
+            max_length=prompts.max_length,
             max_batch_size=config.max_batch_size,
             max_step_tokens=config.max_step_tokens,
         )
@@ -135,10 +126,6 @@ class TextGenerationPipeline:
         self._run([request])
         return _output(request)
 
-    def encode_chat(self, prompt: str) -> list[int]:
-        """The token ids of one user turn in the model's chat template, ready for the model's answer."""
-        return self.tokenizer.encode_chat([{"role": "user", "content": prompt}])
-
     def close(self) -> None:
         """Frees the model and its cache; the pipeline can't be used afterwards."""
         self.__dict__.clear()
@@ -170,17 +157,17 @@ class TextGenerationPipeline:
         yield from self.follow(request)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        tokens = self._encode(prompt, num_new=1)
-        return self._new_request(TextContext(next(self._ids), tokens, params))
+        return self._new_request(TextContext(next(self._ids), self.prompts.encode(prompt), params))
 
     def _logits_request(self, prompt: Prompt) -> Request:
-        tokens, request_id = self._encode(prompt, num_new=0), next(self._ids)
-        max_chunk = max(1, LOGITS_BYTES // (4 * self.vocab_size * self.config.max_batch_size))
+        tokens, request_id = self.prompts.encode(prompt, num_new=0), next(self._ids)
+        vocab_size = self.prompts.vocab_size
+        max_chunk = max(1, LOGITS_BYTES // (4 * vocab_size * self.config.max_batch_size))
         # It must compute all its tokens itself: a salt of its own keeps it apart from the prefixes of others.
         context = TextContext(
             request_id, tokens, SamplingParams(max_new_tokens=1), salt=request_id.encode(), max_chunk=max_chunk
         )
-        return self._new_request(context, logits=np.full((len(tokens), self.vocab_size), np.nan, np.float32))
+        return self._new_request(context, logits=np.full((len(tokens), vocab_size), np.nan, np.float32))
 
     def _new_request(self, context: TextContext, logits: npt.NDArray[np.float32] | None = None) -> Request:
         return Request(
@@ -190,20 +177,6 @@ class TextGenerationPipeline:
             stops=StopChecker(context.params.stop),
             logits=logits,
         )
-
-    def _encode(self, prompt: Prompt, num_new: int) -> list[int]:
-        """Token ids, of which there must be some, with room for `num_new` more."""
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [operator.index(t) for t in prompt]
-        if len(prompt) == 0 or not tokens:
-            raise InputError("the prompt is empty: give some text or token ids")
-        if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
-            raise InputError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
-        if len(tokens) + num_new > self.max_length:
-            raise InputError(
-                f"the prompt has {len(tokens)} tokens, and the limit is {self.max_length} with at least {num_new} new: "
-                "shorten it or raise --max-length"
-            )
-        return tokens
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

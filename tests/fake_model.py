@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipelines import PipelineConfig
 from pipelines.context import TextContext
 from pipelines.detokenizer import IncrementalDetokenizer
 from pipelines.pipeline_model import ModelInputs, ModelOutputs, PipelineModel
+from pipelines.prompts import PromptEncoder
 from pipelines.text_generation import TextGenerationPipeline
 
 WINDOW, VOCAB_SIZE, EOS = 200, 64, 0
@@ -186,13 +186,10 @@ def new_pipeline(num_pages: dict[str, int] | None = None, **settings: Any) -> Te
     """settings: of PipelineConfig."""
     num_pages = num_pages or UNLIMITED
     config = PipelineConfig(**{"max_length": 1000, "max_batch_size": 8, **settings})
-    checkpoint = SimpleNamespace(
-        huggingface_config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=VOCAB_SIZE)),
-        eos_token_ids=(EOS,),
-        is_base_model=True,
-    )
+    assert config.max_length is not None
+    prompts = PromptEncoder(FakeTokenizer(), VOCAB_SIZE, config.max_length, False)  # type: ignore[arg-type]
     cache = new_cache(**num_pages, window=WINDOW, caching=config.enable_prefix_caching)
-    return TextGenerationPipeline(config, FakeModel(num_pages), cache, FakeTokenizer(), checkpoint)  # type: ignore[arg-type]
+    return TextGenerationPipeline(config, FakeModel(num_pages), cache, prompts)  # type: ignore[arg-type]
 
 
 def steps_of(pipe: TextGenerationPipeline) -> list[list[Row]]:
