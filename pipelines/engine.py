@@ -154,12 +154,16 @@ class Engine:
         return_n_logits = max((r.context.num_scheduled for r in batch if r.logits is not None), default=1)
         inputs = self.model.prepare_initial_token_inputs([contexts], pages, return_n_logits)
         outputs = self.model.execute(inputs)
+        if any(request.logits is not None for request in batch):
+            self._keep_logits(batch, outputs.logits.to_numpy(), return_n_logits)
+        return outputs
+
+    def _keep_logits(self, batch: list[Request], logits_MV: npt.NDArray[np.float32], num_each: int) -> None:
+        """Copies the last of each row's `num_each` positions to the requests that want them."""
         for row, request in enumerate(batch):
             if request.logits is not None:
-                start, end = request.context.num_computed, (row + 1) * return_n_logits
-                rows = outputs.logits.to_numpy()[end - num_new[row] : end]
-                request.logits[start : start + num_new[row]] = rows
-        return outputs
+                start, count, end = request.context.num_computed, request.context.num_scheduled, (row + 1) * num_each
+                request.logits[start : start + count] = logits_MV[end - count : end]
 
     def _sample(self, batch: list[Request], outputs: ModelOutputs) -> Iterator[Choice | None]:
         """The next token of each row; None where the prompt is not complete yet, or no token is wanted."""

@@ -20,7 +20,7 @@ import pytest
 import cli
 
 COMMAND = Path(sys.executable).with_name("pipelines")
-STAGE = re.compile(r"(config|checkpoint|weights|compile|cache)( \(.*\))? \.\.\.( \d+\.\d s)?|KV cache: .*")
+STAGE = re.compile(r"(config|checkpoint|graph|weights|compile|cache)( \(.*\))? \.\.\.( \d+\.\d s)?|KV cache: .*")
 TIMEOUT_S = 120
 
 
