@@ -32,7 +32,7 @@ from pipelines.weights import check_weights, materialize
 class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineModel):
     """Loads, feeds and runs the graph that a subclass builds.
 
-    pipeline_config: with max_length and quantization_encoding settled. weights: the state dict, in the graph's names.
+    pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         self.stages = stages or NullStages()
         self.config = self.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
         self.config.finalize(huggingface_config, weights, return_logits)
+        self.kv_params = self.config.get_kv_params()
         self.model = self.load_model(session)
-        self.freqs_cis = self._place_rope_tables()
+        model_limit = int(huggingface_config.get_text_config().max_position_embeddings)
+        self.freqs_cis = self._place_rope_tables(pipeline_config.max_length or model_limit)
 
     @staticmethod
     @abstractmethod
@@ -108,7 +110,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             tokens=next_tokens,
             lengths=[1] * len(lengths),
             positions=prev_model_inputs.position_ids.to_numpy()[0, offsets[1:] - 1] + np.uint32(1),
-            kv_cache_inputs=advance(prev_model_inputs.kv_cache_inputs, self.config.get_kv_params(), lengths.tolist()),
+            kv_cache_inputs=advance(prev_model_inputs.kv_cache_inputs, self.kv_params, lengths.tolist()),
             return_n_logits=1,
         )
 
@@ -137,8 +139,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """The array on the first device; on the CPU without a copy."""
         return Buffer.from_numpy(array).to(self.devices[0])
 
-    def _place_rope_tables(self) -> dict[str, list[Buffer]]:
-        tables = self.config.rope_tables(self.pipeline_config.max_length)
+    def _place_rope_tables(self, num_positions: int) -> dict[str, list[Buffer]]:
+        tables = self.config.rope_tables(num_positions)
         return {
             kind: [Buffer.from_numpy(table).to(device) for device in self.devices] for kind, table in tables.items()
         }

@@ -20,7 +20,13 @@ from pipelines.pipeline_model import ReturnLogits
 from pipelines.weights import check_weights
 
 CONFIGS = sorted(path for path in (Path(__file__).parent / "configs").iterdir() if "gemma-3" in path.name)
-RUNS = [("cpu", "float32"), ("gpu", "bfloat16"), ("gpu:0,1", "bfloat16"), ("gpu:0,1,2,3", "bfloat16")]
+RUNS = [
+    ("cpu", "float32"),
+    ("gpu", "float32"),
+    ("gpu", "bfloat16"),
+    ("gpu:0,1", "bfloat16"),
+    ("gpu:0,1,2,3", "bfloat16"),
+]
 
 
 def state_dict(tensors: Path) -> dict[str, WeightData]:
@@ -105,3 +111,14 @@ def test_a_config_that_is_not_finalized_builds_no_graph() -> None:
     config = Gemma3Config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
     with pytest.raises(ValueError, match="finalize"):
         build_graph(config)
+
+
+@pytest.mark.parametrize(("devices", "dtype"), [("cpu", DType.float32), ("gpu", DType.bfloat16)])
+def test_the_encoding_that_is_not_asked_for_is_the_devices_own(devices: str, dtype: DType) -> None:
+    config = configured(CONFIGS[0], devices, "auto", {})
+    assert config.dtype == dtype
+
+
+def test_an_encoding_that_the_device_cannot_run_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="quantization_encoding 'q4_0' does not run on gpu"):
+        configured(CONFIGS[0], "gpu", "q4_0", {})

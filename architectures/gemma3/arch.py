@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from architectures.gemma3.model import Gemma3Model
-from architectures.gemma3.model_config import Gemma3Config
+from architectures.gemma3.model_config import ENCODINGS, Gemma3Config
 from architectures.gemma3.weight_adapters import adapt_name
 from pipelines.registry import SupportedArchitecture
-
-ENCODINGS = {"cpu": ("float32",), "gpu": ("bfloat16", "float32")}
 
 gemma3 = SupportedArchitecture(
     name="Gemma3ForCausalLM",

@@ -26,6 +26,8 @@ from pipelines.weights import same_values
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
+ENCODINGS = {"cpu": ("float32",), "gpu": ("bfloat16", "float32")}
+"""What each kind of device runs, the default first."""
 
 
 @dataclass
@@ -90,7 +92,7 @@ class Gemma3Config:
                 for kind in dict.fromkeys(text.layer_types)
             },
             final_logit_softcapping=text.final_logit_softcapping,
-            dtype=DTYPES[pipeline_config.quantization_encoding],
+            dtype=_dtype(pipeline_config),
             devices=devices,
         )
 
@@ -147,6 +149,21 @@ class Gemma3Config:
                 for kind in dict.fromkeys(self.layer_types)
             )
         )
+
+
+def _dtype(run: PipelineConfig) -> DType:
+    """Of the encoding that the run asks for.
+
+    Raises:
+        ValueError: The device does not run it.
+    """
+    choices = ENCODINGS[run.device_kind]
+    encoding = choices[0] if run.quantization_encoding == "auto" else run.quantization_encoding
+    if encoding not in choices:
+        raise ValueError(
+            f"quantization_encoding {encoding!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
+        )
+    return DTYPES[encoding]
 
 
 def _refuse_what_is_not_built(text: Any, devices: tuple[DeviceRef, ...]) -> None:
