@@ -11,6 +11,7 @@ from conftest import Loader
 from reference import TOLERANCE, Reference, random_tokens, relative_difference
 
 from pipelines import SamplingParams
+from pipelines.context import TextContext
 
 WINDOWS = {"demo": 128, "tiny": 256}
 
@@ -41,6 +42,38 @@ def test_a_ragged_batch_equals_transformers(
     prompts = [random_tokens(length, reference.vocab_size) for length in lengths(name)]
     for tokens, ours in zip(prompts, pipe.logits(prompts), strict=True):
         assert relative_difference(ours, reference.logits(tokens)) <= TOLERANCE, f"{len(tokens)} tokens"
+
+
+def test_a_model_driven_by_hand_gives_what_its_pipeline_gives(load: Loader) -> None:
+    pipe, num_new = load("demo"), 20
+    prompts = [random_tokens(length, 4096) for length in (3, 140, 300)]
+    contexts = [TextContext(f"by hand {i}", prompt) for i, prompt in enumerate(prompts)]
+    for context in contexts:
+        context.num_scheduled = len(context.tokens)
+        pipe.cache.admit(context.request_id, context.tokens)
+        assert pipe.cache.reserve(context.request_id, len(context.tokens) + num_new)
+    pages = pipe.cache.runtime_inputs([c.request_id for c in contexts], [c.num_scheduled for c in contexts])
+    inputs = pipe.model.prepare_initial_token_inputs([contexts], pages)
+    steps = []
+    for _ in range(num_new):
+        outputs = pipe.model.execute(inputs)
+        steps.append(outputs.next_tokens.to_numpy().tolist())
+        inputs = pipe.model.prepare_next_token_inputs(outputs.next_tokens, inputs)
+    for context in contexts:
+        pipe.cache.release(context.request_id)
+    expected = pipe.generate(prompts, SamplingParams(max_new_tokens=num_new, ignore_eos=True))
+    assert [list(tokens) for tokens in zip(*steps, strict=True)] == [output.tokens for output in expected]
+
+
+def test_a_prefix_hit_gives_what_a_miss_gives(load: Loader) -> None:
+    cached, uncached = load("demo", enable_prefix_caching=True), load("demo")
+    greedy = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    prefix = random_tokens(400, 4096)
+    prompts = [prefix + random_tokens(length, 4096) for length in (1, 50, 200)]
+    expected = [output.tokens for output in uncached.generate(prompts, greedy)]
+    assert [cached.generate([prompt], greedy)[0].tokens for prompt in prompts] == expected
+    # Of the second and third prompt the three whole pages that they share with the first were not computed again.
+    assert cached.engine.stats.num_prefill_tokens == sum(map(len, prompts)) - 2 * 384
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from architectures.layers.weights import Part, Shards, WeightTable
 def matmul(x_TI: TensorValue, weight_OI: TensorValue) -> TensorValue:
     """x [T, in] @ weight [out, in].T -> [T, out].
 
-    In float32 on the CPU a kernel of ours multiplies the few rows of a decode step at the memory's speed, 1.3 to 1.8
-    times that of the library's, and leaves the many rows of a prefill to the library.
+    In float32 on the CPU a kernel of ours multiplies the few rows of a decode step, which wait for memory, and leaves
+    the many rows of a prefill to the library.
     """
     if not (x_TI.device.is_cpu() and weight_OI.dtype == DType.float32):
         return ops.matmul(x_TI, ops.transpose(weight_OI, 0, 1))
