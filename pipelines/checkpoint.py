@@ -40,6 +40,9 @@ class Checkpoint:
     @property
     def dtype(self) -> str | None:
         """The type that config.json gives the weights, "bfloat16" for example."""
+        quantization = self.config.get("quantization_config")
+        if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
+            return "float8_e4m3fn"
         texts = (self.config, self._text_config)
         return next((str(c[key]) for c in texts for key in ("dtype", "torch_dtype") if c.get(key)), None)
 

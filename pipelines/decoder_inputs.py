@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Generic, Self, TypeVar
 
 from max import tree
 from max.driver import Buffer, Device
@@ -42,6 +42,21 @@ class DecoderInputs(Generic[_Tensor, _Buffer]):
         return tree.leaves(self)
 
 
+@tree.dataclass
+@dataclass
+class ImageInputs(DecoderInputs[_Tensor, _Buffer]):
+    """The inputs of a step whose rows are images.
+
+    embeddings [T, D] float32: what the vision tower made of them, in place of the tokens' embeddings.
+    """
+
+    embeddings: _Tensor
+
+    @classmethod
+    def of(cls, inputs: DecoderInputs[_Tensor, _Buffer], embeddings: _Tensor) -> Self:
+        return cls(**{f.name: getattr(inputs, f.name) for f in fields(inputs)}, embeddings=embeddings)
+
+
 DecoderTypes = DecoderInputs[TensorType, BufferType]
 DecoderValues = DecoderInputs[TensorValue, BufferValue]
 DecoderBuffers = DecoderInputs[Buffer, Buffer]
@@ -64,6 +79,12 @@ def decoder_input_types(
         signal_buffers=[signal_buffer_type(device) for device in devices],
         kv_cache_inputs=kv_params.symbolic_inputs(),
     )
+
+
+def image_input_types(types: DecoderTypes, hidden_size: int) -> ImageInputs[TensorType, BufferType]:
+    """The same for the graph of steps whose rows are images."""
+    embeddings = TensorType(DType.float32, ["total_seq_len", hidden_size], types.tokens.device)
+    return ImageInputs.of(types, embeddings)
 
 
 def graph_values(types: DecoderTypes, graph: Graph) -> DecoderValues:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 from max.driver import Device
@@ -17,7 +18,7 @@ from pipelines.checkpoint import Checkpoint, resolve_config
 from pipelines.config import PipelineConfig, open_devices
 from pipelines.errors import InputError
 from pipelines.progress import NullStages, Stages
-from pipelines.prompts import PromptEncoder
+from pipelines.prompts import ImageProcessor, PromptEncoder
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
 from pipelines.text_generation import TextGenerationPipeline
 from pipelines.tokenizer import TextTokenizer
@@ -86,7 +87,7 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     with stages.stage("checkpoint"):
         state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
         tokenizer = TextTokenizer.from_pretrained(checkpoint.path, config.trust_remote_code, checkpoint.eos_token_ids)
-    plan = _plan(config, checkpoint, kv_params, devices, state_dict)
+    plan = _plan(config, architecture, checkpoint, kv_params, devices, state_dict)
     stages.note(plan.describe(kv_params))
     config = dataclasses.replace(config, max_length=plan.max_length)
     prompts = PromptEncoder(
@@ -94,6 +95,7 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         vocab_size=checkpoint.huggingface_config.get_text_config().vocab_size,
         max_length=plan.max_length,
         is_instruction_model=tokenizer.has_chat_template and not checkpoint.is_base_model,
+        load_image_processor=_image_processor_loader(architecture, checkpoint),
     )
     return PreparedPipeline(config, checkpoint, architecture, devices, state_dict, kv_params, plan, prompts, stages)
 
@@ -108,8 +110,18 @@ def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, chec
         raise InputError(f"config.json of '{checkpoint.name}': {error}") from error
 
 
+def _image_processor_loader(
+    architecture: SupportedArchitecture, checkpoint: Checkpoint
+) -> Callable[[], ImageProcessor] | None:
+    """Its imports cost a second, which prompts without images need not wait for."""
+    if architecture.image_processor is None:
+        return None
+    return partial(architecture.image_processor, checkpoint.path, checkpoint.huggingface_config)
+
+
 def _plan(
     config: PipelineConfig,
+    architecture: SupportedArchitecture,
     checkpoint: Checkpoint,
     kv_params: KVCacheParams,
     devices: Sequence[Device],
@@ -123,8 +135,7 @@ def _plan(
     model_limit = checkpoint.huggingface_config.get_text_config().max_position_embeddings
     if config.max_length is not None and config.max_length > model_limit:
         raise InputError(f"--max-length {config.max_length} is more than the {model_limit} tokens of the model")
-    itemsize = kv_params.groups[0].dtype.size_in_bytes
-    weights_bytes = sum(math.prod(int(d) for d in w.shape) for w in state_dict.values()) * itemsize
+    weights_bytes = _weights_bytes(config, architecture, state_dict)
     try:
         return plan_cache(
             kv_params,
@@ -137,6 +148,15 @@ def _plan(
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _weights_bytes(
+    config: PipelineConfig, architecture: SupportedArchitecture, state_dict: dict[str, WeightData]
+) -> int:
+    """The memory that the weights will take."""
+    in_memory = [data for name, data in state_dict.items() if name not in architecture.lookup_tables]
+    itemsize = 4 if config.quantization_encoding == "float32" else 2
+    return sum(math.prod(int(dim) for dim in data.shape) for data in in_memory) * itemsize
 
 
 def _free_bytes(devices: Sequence[Device]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import Shape
@@ -16,6 +17,7 @@ from max.graph.weights import WeightData
 
 from pipelines.cast import can_cast, cast_into
 from pipelines.errors import InputError
+from pipelines.float8 import FLOAT8, SCALE_SUFFIX, Float8Config, ScaledRows
 from pipelines.safetensors_file import STORED_AS, Array, drop_resident_pages, read_tensors, storage_dtype
 
 CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
@@ -51,7 +53,8 @@ class WeightSpec:
 
     ``shape`` and ``dtype`` are those of one shard, as the graph declares it; ``source_shapes`` those of the whole
     tensors, as the checkpoint must hold them. Each source is cut along ``shard_axis`` (None: not at all), then the
-    pieces are joined along axis 0. ``shard`` is also the number of the device.
+    pieces are joined along axis 0. ``shard`` is also the number of the device. ``float8`` says how sources in float8
+    are scaled, which are dequantized unless the weight is float8 too. ``is_on_host``: whatever the devices are.
     """
 
     name: str
@@ -62,18 +65,52 @@ class WeightSpec:
     shard_axis: int | None = None
     shard: int = 0
     num_shards: int = 1
+    float8: Float8Config | None = None
+    is_on_host: bool = False
 
-    def pieces(self, state_dict: Mapping[str, WeightData]) -> list[Array]:
-        """Views of the source tensors, each cut down to what this shard holds."""
-        views = []
-        for source, shape in zip(self.sources, self.source_shapes, strict=True):
-            array = state_dict[source.name].data
-            assert isinstance(array, np.ndarray)
-            if self.shard_axis is not None:
-                part = source.part(shape[self.shard_axis], self.shard, self.num_shards)
-                array = array[(slice(None),) * self.shard_axis + (part,)]
-            views.append(array)
-        return views
+    def pieces(self, state_dict: Mapping[str, WeightData]) -> list[Piece]:
+        """The source tensors, each cut down to what this shard holds."""
+        return [
+            self._piece(source, shape, state_dict)
+            for source, shape in zip(self.sources, self.source_shapes, strict=True)
+        ]
+
+    def is_dequantized(self, source: DType) -> bool:
+        """Whether a source of this type has scales that are multiplied in."""
+        return self.float8 is not None and source == FLOAT8 != self.dtype
+
+    def _piece(self, source: WeightSource, shape: tuple[int, ...], state_dict: Mapping[str, WeightData]) -> Piece:
+        data = state_dict[source.name]
+        array, first = data.data, [0] * len(shape)
+        assert isinstance(array, np.ndarray)
+        if self.shard_axis is not None:
+            part = source.part(shape[self.shard_axis], self.shard, self.num_shards)
+            first[self.shard_axis] = part.start
+            array = array[(slice(None),) * self.shard_axis + (part,)]
+        if not self.is_dequantized(data.dtype):
+            return Piece(array, data.dtype)
+        assert self.float8 is not None
+        scales = _as_float32(state_dict[source.name + SCALE_SUFFIX])
+        return Piece(array, data.dtype, ScaledRows(array, scales, (first[0], first[1]), self.float8.block))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one source gives to a weight: a view of the mapped file, and its scales where it has some."""
+
+    array: Array
+    dtype: DType
+    scaled: ScaledRows | None = None
+
+    def cast_into(self, target: Array, dtype: DType, rows: slice) -> None:
+        """Write these rows into ``target``; those with scales rounded to bfloat16, whatever the target's type."""
+        if self.scaled is None:
+            cast_into(target, dtype, np.atleast_1d(self.array)[rows], self.dtype)
+            return
+        values = self.scaled.dequantize(rows)
+        rounded = np.empty(values.shape, np.uint16)
+        cast_into(rounded, DType.bfloat16, values, DType.float32)
+        cast_into(target, dtype, rounded, DType.bfloat16)
 
 
 def open_state_dict(paths: Sequence[Path], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
@@ -112,23 +149,41 @@ def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightDa
     used = set()
     for spec in specs:
         for source, shape in zip(spec.sources, spec.source_shapes, strict=True):
-            _check_source(source.name, shape, spec.dtype, state_dict)
-            used.add(source.name)
+            used |= _check_source(source.name, shape, spec, state_dict)
     unused = [data.name for name, data in state_dict.items() if name not in used]
     if unused:
         others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         raise InputError(f"unexpected tensor '{unused[0]}'{others}: config.json describes a model without it")
 
 
-def _check_source(name: str, shape: tuple[int, ...], dtype: DType, state_dict: Mapping[str, WeightData]) -> None:
+def _check_source(
+    name: str, shape: tuple[int, ...], spec: WeightSpec, state_dict: Mapping[str, WeightData]
+) -> set[str]:
+    """The names of the tensors that the source is made of, once they are seen to be right."""
     data = state_dict.get(name)
     if data is None:
         raise InputError(f"missing tensor '{name}': config.json describes a model with it, the checkpoint has none")
     found = tuple(int(dim) for dim in data.shape)
     if found != shape:
         raise InputError(f"tensor '{data.name}' has shape {list(found)}, but config.json asks for {list(shape)}")
-    if not can_cast(data.dtype, dtype):
-        raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {dtype.name}")
+    if spec.float8 is not None and spec.is_dequantized(data.dtype):
+        _check_source(name + SCALE_SUFFIX, spec.float8.scale_shape(shape), SCALES, state_dict)
+        return {name, name + SCALE_SUFFIX}
+    if not can_cast(data.dtype, spec.dtype):
+        raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {spec.dtype.name}")
+    return {name}
+
+
+SCALES = WeightSpec("scales", (), DType.float32, (), ())
+"""What the scales of a dequantized weight are read as."""
+
+
+def _as_float32(data: WeightData) -> npt.NDArray[np.float32]:
+    array = data.data
+    assert isinstance(array, np.ndarray)
+    values = np.empty(array.shape, np.float32)
+    cast_into(values, DType.float32, array, data.dtype)
+    return values
 
 
 def materialize(
@@ -140,26 +195,27 @@ def materialize(
     file, not a copy, so the result must live as long as the model that is loaded with it.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {spec.name: _place(_make(spec, state_dict, pool), devices[spec.shard]) for spec in specs}
+        return {spec.name: _place(_make(spec, state_dict, pool), spec, devices) for spec in specs}
 
 
-def _place(weight: Array | Buffer, device: Device) -> Array | Buffer:
-    if device.is_host:
+def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) -> Array | Buffer:
+    device = devices[spec.shard]
+    if device.is_host or spec.is_on_host:
         return weight
     return (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(device)
 
 
 def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:
     pieces = spec.pieces(state_dict)
-    dtypes = [state_dict[source.name].dtype for source in spec.sources]
-    if dtypes == [spec.dtype] and pieces[0].flags.c_contiguous and pieces[0].flags.aligned:
-        result = pieces[0]
+    first = pieces[0].array
+    if [piece.dtype for piece in pieces] == [spec.dtype] and first.flags.c_contiguous and first.flags.aligned:
+        result = first
     else:
-        result = np.empty(_joined_shape(pieces), storage_dtype(spec.dtype))
+        result = np.empty(_joined_shape([piece.array for piece in pieces]), storage_dtype(spec.dtype))
         row = 0
-        for piece, dtype in zip(pieces, dtypes, strict=True):
-            rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece).shape[0]]
-            _fill(rows, spec.dtype, np.atleast_1d(piece), dtype, pool)
+        for piece in pieces:
+            rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece.array).shape[0]]
+            _fill(rows, spec.dtype, piece, pool)
             row += len(rows)
     if result.shape != spec.shape:
         raise ValueError(f"weight {spec.name} was made with shape {result.shape}, its graph declares {spec.shape}")
@@ -171,19 +227,19 @@ def _joined_shape(pieces: Sequence[Array]) -> tuple[int, ...]:
     return first if len(pieces) == 1 else (sum(piece.shape[0] for piece in pieces), *first[1:])
 
 
-def _fill(target: Array, target_dtype: DType, source: Array, dtype: DType, pool: ThreadPoolExecutor) -> None:
-    """Cast ``source`` into ``target`` on all cores (numpy lets go of the GIL), a slab of memory at a time."""
-    num_rows = max(1, CHUNK_SIZE // max(1, source[0].size)) if len(source) else 1
-    starts = range(0, len(source), num_rows)
+def _fill(target: Array, dtype: DType, piece: Piece, pool: ThreadPoolExecutor) -> None:
+    """Cast a piece into ``target`` on all cores (numpy lets go of the GIL), a slab of memory at a time."""
+    num_rows = max(1, CHUNK_SIZE // max(1, target[0].size)) if len(target) else 1
+    starts = range(0, len(target), num_rows)
 
     def fill_chunk(start: int) -> None:
-        chunk = slice(start, start + num_rows)
-        cast_into(target[chunk], target_dtype, source[chunk], dtype)
+        rows = slice(start, start + num_rows)
+        piece.cast_into(target[rows], dtype, rows)
 
     for slab in range(0, len(starts), CHUNKS_PER_SLAB):
         for _ in pool.map(fill_chunk, starts[slab : slab + CHUNKS_PER_SLAB]):
             pass
-        drop_resident_pages(source)
+        drop_resident_pages(piece.array)
 
 
 def same_values(one: WeightData, other: WeightData) -> bool:

@@ -84,14 +84,17 @@ def test_no_architecture_imports_another() -> None:
 @pytest.mark.parametrize("record", Registry.load().architectures.values(), ids=lambda record: record.name)
 def test_every_field_of_an_architectures_config_is_read(record: object) -> None:
     config = record.config  # type: ignore[attr-defined]
-    folder = Path(sys.modules[config.__module__].__file__ or "").parent
-    (own_code,) = (
-        node
-        for node in ast.parse((folder / "model_config.py").read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == config.__name__
+    graph = config.__module__.replace("model_config", "graph")
+    read = attributes_read(tree_of(graph), of=("config",)) | attributes_read(
+        tree_of("architectures.layers.decoder"), of=("config",)
     )
-    graph_code = ast.parse((folder / "graph.py").read_text())
-    read = attributes_read(graph_code, of=("config",)) | attributes_read(own_code, of=("self",))
+    for base in (base for base in config.__mro__ if base.__module__ in MODULES):
+        (own_code,) = (
+            node
+            for node in tree_of(base.__module__).body
+            if isinstance(node, ast.ClassDef) and node.name == base.__name__
+        )
+        read |= attributes_read(own_code, of=("self",))
     unread = {field.name for field in fields(config)} - read
     assert not unread
 

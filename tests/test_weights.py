@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from max.dtype import DType
 from safetensors.torch import save_file
 
 from pipelines.errors import InputError
+from pipelines.float8 import Float8Config
 from pipelines.weights import WeightSource, WeightSpec, check_weights, materialize, open_state_dict
 
 
@@ -240,3 +243,79 @@ def test_a_header_of_odd_length_still_gives_the_values(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can't read"):
         open_state_dict([tmp_path / "gone.safetensors"], str)
+
+
+FLOAT8 = Float8Config((128, 96))
+
+
+def write_float8(folder: Path, rows: int, columns: int) -> torch.Tensor:
+    """A weight "w" with random scales; what it stands for, in bfloat16."""
+    generator = torch.Generator().manual_seed(rows)
+    values = torch.randn(rows, columns, generator=generator).to(torch.float8_e4m3fn)
+    scales = torch.rand(FLOAT8.scale_shape((rows, columns)), generator=generator).to(torch.bfloat16)
+    write(folder, w=values, w_scale_inv=scales)
+    spread = scales.float().repeat_interleave(128, 0)[:rows].repeat_interleave(96, 1)[:, :columns]
+    return (values.float() * spread).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (128, 96), (130, 200), (700, 97)])
+@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+def test_float8_is_dequantized_block_by_block(tmp_path: Path, rows: int, columns: int, dtype: DType) -> None:
+    expected = write_float8(tmp_path, rows, columns)
+    spec = dataclasses.replace(whole("w", (rows, columns), dtype), float8=FLOAT8)
+    made = make(tmp_path / "model.safetensors", spec)
+    if dtype == DType.float32:
+        assert np.array_equal(made, expected.float().numpy())
+    else:
+        assert np.array_equal(bits(made), expected.view(torch.uint16).numpy())
+
+
+def test_every_float8_pattern_is_the_number_it_stands_for(tmp_path: Path) -> None:
+    values = torch.from_numpy(np.arange(256, dtype=np.uint8).reshape(16, 16)).view(torch.float8_e4m3fn)
+    write(tmp_path, w=values, w_scale_inv=torch.ones(1, 1))
+    made = make(tmp_path / "model.safetensors", dataclasses.replace(whole("w", (16, 16)), float8=FLOAT8))
+    assert np.array_equal(made, values.float().numpy(), equal_nan=True)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_shards_of_a_float8_weight_may_cut_its_blocks(tmp_path: Path, axis: int) -> None:
+    expected = write_float8(tmp_path, 200, 200).float().numpy()
+    for shard, part in enumerate(np.split(expected, 4, axis)):
+        sources = (WeightSource("w", 200),)
+        spec = WeightSpec("s", part.shape, DType.float32, sources, ((200, 200),), axis, shard, 4, FLOAT8)
+        assert np.array_equal(make(tmp_path / "model.safetensors", spec), part)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({}, "missing tensor 'w_scale_inv'"),
+        ({"w_scale_inv": torch.ones(2, 1)}, r"'w_scale_inv' has shape \[2, 1\], but config.json asks for \[2, 3\]"),
+        ({"w_scale_inv": torch.ones(2, 3, dtype=torch.int32)}, "'w_scale_inv' is int32"),
+    ],
+)
+def test_scales_that_do_not_fit_are_named(tmp_path: Path, scales: dict[str, torch.Tensor], message: str) -> None:
+    path = write(tmp_path, w=torch.zeros(200, 200).to(torch.float8_e4m3fn), **scales)
+    with pytest.raises(InputError, match=message):
+        make(path, dataclasses.replace(whole("w", (200, 200)), float8=FLOAT8))
+
+
+def test_float8_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, w=torch.zeros(2, 2).to(torch.float8_e4m3fn))
+    with pytest.raises(InputError, match="'w' is float8_e4m3fn, which can't become float32"):
+        make(path, whole("w", (2, 2)))
+
+
+def test_dequantizing_takes_little_more_memory_than_its_result(tmp_path: Path) -> None:
+    """64 MiB in float8 become 128 in bfloat16; in float32 they would be 256 beside these."""
+    rows, columns = 8192, 8192
+    values = torch.zeros(rows, columns, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    path = write(tmp_path, w=values, w_scale_inv=torch.ones(FLOAT8.scale_shape((rows, columns))))
+    spec = dataclasses.replace(whole("w", (rows, columns), DType.bfloat16), float8=FLOAT8)
+    state_dict = open_state_dict([path], str)
+    tracemalloc.start()
+    made = materialize([spec], state_dict, [CPU()])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - rows * columns * 2 <= 100 * 2**20, f"{peak / 2**20:.0f} MiB"
+    assert made

@@ -1,1 +1,3 @@
+from .attention import *
+from .experts import *
 from .matmul import *

@@ -12,91 +12,169 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Vector = SIMD[DType.float32, WIDTH]
 comptime STREAMS = 4
-"""Rows of the weight that a core reads side by side, each from a part of its own."""
-comptime AHEAD = 512
-"""Floats between what is multiplied and what is fetched."""
+"""Rows of the weight that are multiplied side by side: as many as leave registers for TILE rows of x."""
+comptime FEW = 4
+"""Up to so many rows of x wait for the weight to come from memory, more for the arithmetic."""
+comptime MANY = 16
+"""For more rows than these, the library's blocked product of float32 is faster than ours."""
+comptime TILE = 6
+"""Rows of x that are multiplied with the same weights while these are in registers."""
+comptime BLOCK_BYTES = 1 << 19
+"""What is kept of x in a core's second cache, while all its weights pass."""
+comptime AHEAD = 2048
+"""Bytes between what is multiplied and what is fetched."""
 
 
 @extensibility.register("graph_pipelines.matmul")
 struct MatmulTransposed:
     @staticmethod
     def execute[
-        target: StaticString
+        dtype: DType, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         x: InputTensor[dtype=DType.float32, rank=2, ...],
-        w: InputTensor[dtype=DType.float32, rank=2, ...],
+        w: InputTensor[dtype=dtype, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        """Y [M, N] = x [M, K] @ w [N, K].T in float32.
-
-        Up to four rows wait for memory, not for arithmetic: they read the weight once, at the memory's speed.
-        """
+        """Y [M, N] = x [M, K] @ w [N, K].T; float32 or bfloat16 weights, float32 for all else."""
         var M = x.dim_size(0)
-        var K = x.dim_size(1)
-        var N = w.dim_size(0)
-        var yp = y.unsafe_ptr()
-        var xp = x.unsafe_ptr()
-        var wp = w.unsafe_ptr()
-        if M == 1:
-            few_rows[1](yp, xp, wp, N, K)
-        elif M == 2:
-            few_rows[2](yp, xp, wp, N, K)
-        elif M == 3:
-            few_rows[3](yp, xp, wp, N, K)
-        elif M == 4:
-            few_rows[4](yp, xp, wp, N, K)
-        else:
-            # The shapes of weights are static in these, which the library's blocking makes use of.
-            matmul[transpose_b=True, target=target](
-                y.to_tile_tensor[DType.int64](), x.to_tile_tensor[DType.int64](), w.to_tile_tensor[DType.int64](), ctx
-            )
+
+        comptime if dtype == DType.float32:
+            if M > MANY:
+                # The shapes of weights are static in these, which the library's blocking makes use of.
+                matmul[transpose_b=True, target=target](
+                    y.to_tile_tensor[DType.int64](),
+                    x.to_tile_tensor[DType.int64](),
+                    w.to_tile_tensor[DType.int64](),
+                    ctx,
+                )
+                return
+        multiply(y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), M, w.dim_size(0), x.dim_size(1))
 
 
-def few_rows[
-    M: Int
+def multiply[
+    dtype: DType
 ](
     y: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
-    w: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    M: Int,
     N: Int,
     K: Int,
 ):
-    """Each core takes a contiguous part of the outputs, in STREAMS contiguous parts; what is left over goes singly."""
+    """Each core computes a contiguous part of the outputs."""
     var num_tasks = num_physical_cores()
-    var rows = ceildiv(N, num_tasks)
+    var share = ceildiv(N, num_tasks)
 
     def task(t: Int) {imm}:
-        var first = t * rows
-        var count = max(0, min(rows, N - first))
-        var part = count // STREAMS
-        for i in range(part):
-            dot[M, STREAMS](y.unsafe_offset(first + i), x, w.unsafe_offset((first + i) * K), part, N, K)
-        for n in range(first + part * STREAMS, first + count):
-            dot[M, 1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), 0, N, K)
+        var first = t * share
+        var count = max(0, min(share, N - first))
+        multiply_part(y.unsafe_offset(first), x, w.unsafe_offset(first * K), M, count, N, K)
 
     parallelize(task, num_tasks)
 
 
-@always_inline
-def dot[
-    M: Int, S: Int
+def multiply_part[
+    dtype: DType
 ](
     y: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
-    w: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    M: Int,
+    count: Int,
+    N: Int,
+    K: Int,
+):
+    """The first `count` outputs of N, on one core."""
+    if M <= FEW:
+        comptime for m in range(1, FEW + 1):
+            if M == m:
+                few_rows[m](y, x, w, count, N, K)
+    else:
+        many_rows(y, x, w, M, count, N, K)
+
+
+def few_rows[
+    M: Int, dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    count: Int,
+    N: Int,
+    K: Int,
+):
+    """Reads `count` rows of the weight once, at the memory's speed: in STREAMS contiguous parts, then the rest."""
+    var part = count // STREAMS
+    for i in range(part):
+        dot[M, STREAMS](y.unsafe_offset(i), x, w.unsafe_offset(i * K), part, N, K)
+    for n in range(part * STREAMS, count):
+        dot[M, 1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), 0, N, K)
+
+
+def many_rows[
+    dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    M: Int,
+    count: Int,
+    N: Int,
+    K: Int,
+):
+    """Block by block of x that fits in the second cache; the weights' rows stay in the first while the block passes."""
+    var block = max(TILE, BLOCK_BYTES // (4 * K) // TILE * TILE)
+    for top in range(0, M, block):
+        var bottom = min(top + block, M)
+        for n in range(0, count - count % STREAMS, STREAMS):
+            tiles[STREAMS](y.unsafe_offset(n), x, w.unsafe_offset(n * K), top, bottom, N, K)
+        for n in range(count - count % STREAMS, count):
+            tiles[1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), top, bottom, N, K)
+
+
+@always_inline
+def tiles[
+    S: Int, dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    top: Int,
+    bottom: Int,
+    N: Int,
+    K: Int,
+):
+    """Rows top to bottom of x with S adjacent rows of w."""
+    var whole = bottom - (bottom - top) % TILE
+    for m in range(top, whole, TILE):
+        dot[TILE, S](y.unsafe_offset(m * N), x.unsafe_offset(m * K), w, 1, N, K)
+    comptime for rest in range(1, TILE):
+        if bottom - whole == rest:
+            dot[rest, S](y.unsafe_offset(whole * N), x.unsafe_offset(whole * K), w, 1, N, K)
+
+
+@always_inline
+def dot[
+    M: Int, S: Int, dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
     distance: Int,
     N: Int,
     K: Int,
 ):
     """The products of M rows of x with S rows of w that are `distance` rows apart."""
+    comptime ahead = AHEAD // 4 if dtype == DType.float32 else AHEAD // 2
     var sums = Array[Vector, M * S](fill=Vector(0))
     var whole = align_down(K, WIDTH)
     for k in range(0, whole, WIDTH):
         comptime for s in range(S):
             var row = w.unsafe_offset(s * distance * K + k)
-            prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](row.unsafe_offset(AHEAD))
-            var weights = row.unsafe_load[width=WIDTH]()
+            comptime if M <= FEW:
+                prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](row.unsafe_offset(ahead))
+            var weights = row.unsafe_load[width=WIDTH]().cast[DType.float32]()
             comptime for m in range(M):
                 var inputs = x.unsafe_offset(m * K + k).unsafe_load[width=WIDTH]()
                 sums[m * S + s] = weights.fma(inputs, sums[m * S + s])
@@ -104,6 +182,6 @@ def dot[
         comptime for m in range(M):
             var total = sums[m * S + s].reduce_add()
             for k in range(whole, K):
-                var weight = w.unsafe_offset(s * distance * K + k).unsafe_load()
+                var weight = w.unsafe_offset(s * distance * K + k).unsafe_load().cast[DType.float32]()
                 total += weight * x.unsafe_offset(m * K + k).unsafe_load()
             y.unsafe_offset(m * N + s * distance).unsafe_store(total)

@@ -9,7 +9,7 @@ from typing import Self
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
 from max.nn.attention import MHAMaskVariant
-from max.nn.kernels import flash_attention_ragged, rope_split_store_ragged
+from max.nn.kernels import flash_attention_ragged, rope_ragged_with_position_ids, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
 from architectures.layers.collectives import broadcast
@@ -19,8 +19,20 @@ from architectures.layers.weights import Part, Shards, WeightTable
 from kv_cache import PageGroup
 from pipelines.decoder_inputs import DecoderValues
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""The types of layers; a page group and a RoPE table of the same name belong to each."""
+
 MIN_CPU_WINDOW = 128
 """The CPU kernel's sliding mask does not compile for a window below its unrolled vector width."""
+
+
+MASKS = {
+    (True, False): MHAMaskVariant.CAUSAL_MASK,
+    (True, True): MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
+    (False, False): MHAMaskVariant.NULL_MASK,
+    (False, True): MHAMaskVariant.SLIDING_WINDOW_NONCAUSAL_MASK,
+}
+"""By whether attention is causal, and whether it slides."""
 
 
 @dataclass(frozen=True)
@@ -50,79 +62,115 @@ class Rows:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one kind of layer.
+    """The attention of one type of layer.
 
-    group: the page group its keys and values live in (with their window, if any).
-    rope: the key of its table in the inputs' `freqs_cis`.
+    group: the page group that its keys and values live in (with their window, if any).
     scale: what the scores are multiplied by.
     bias: whether the projections have biases.
     qk_norm: how queries and keys are normalized, head by head, before RoPE.
+    v_norm: how values are, without a weight.
+    has_values: whether there is a projection for values; without one, they are the keys before norm and RoPE.
+    is_causal: whether a token sees only those before it, or all of its chunk too.
     """
 
     hidden_size: int
     num_heads: int
     group: PageGroup
-    rope: str
     scale: float
     bias: bool = False
     qk_norm: RMSNorm | None = None
+    v_norm: RMSNorm | None = None
+    has_values: bool = True
+    is_causal: bool = True
 
-    def __call__(self, weights: WeightTable, x: Shards, name: str, index: int, rows: Rows) -> Shards:
-        """x [T, D] -> [T, D]: parts, to be summed over the devices. index: the layer's place in its page group."""
-        head_dim, num_kv_heads = self.group.head_dim, self.group.num_kv_heads
-        parts = [
-            Part(f"{name}.q_proj", self.num_heads * head_dim, self.num_heads),
-            Part(f"{name}.k_proj", num_kv_heads * head_dim, num_kv_heads),
-            Part(f"{name}.v_proj", num_kv_heads * head_dim, num_kv_heads),
-        ]
-        qkv = column_parallel(weights, x, f"{name}.qkv_proj", parts, self.hidden_size, self.bias)
-        num_heads = [part.sharded(len(x)) // head_dim for part in parts]
-        qkv = self._normalize(weights, qkv, name, num_heads)
+    def __call__(
+        self, weights: WeightTable, x: Shards, name: str, index: int, rows: Rows, stores: bool = True
+    ) -> Shards:
+        """x [T, D] -> [T, D]: parts, to be summed over the devices.
+
+        index: the place of the layer's keys and values in the page group. stores: False for a layer without keys and
+        values of its own, which reads those that another one has stored there.
+        """
+        head_dim = self.group.head_dim
+        counts = {"q": self.num_heads}
+        if stores:
+            counts |= dict.fromkeys("kv" if self.has_values else "k", self.group.num_kv_heads)
+        parts = [Part(f"{name}.{part}_proj", count * head_dim, count) for part, count in counts.items()]
+        qkv = column_parallel(weights, x, f"{name}.{''.join(counts)}_proj", parts, self.hidden_size, self.bias)
+        num_heads = {letter: part.sharded(len(x)) // head_dim for letter, part in zip(counts, parts, strict=True)}
         layer = ops.constant(index, DType.uint32, DeviceRef.CPU())
-        attended = [self._attend(shard, i, num_heads[0], layer, rows) for i, shard in enumerate(qkv)]
+        attended = []
+        for i, (shard, norms) in enumerate(zip(qkv, self._norm_weights(weights, name, counts), strict=True)):
+            heads = self._normalize(shard, num_heads, norms)
+            q = (
+                self._rotate_and_store(heads, i, num_heads["q"], layer, rows)
+                if stores
+                else self._rotate(heads, i, rows)
+            )
+            attended.append(self._attend(q, i, layer, rows))
         out = Part(f"{name}.o_proj", self.num_heads * head_dim, self.num_heads)
         return row_parallel(weights, attended, out, self.hidden_size, self.bias)
 
-    def _normalize(self, weights: WeightTable, qkv: Shards, name: str, num_heads: list[int]) -> Shards:
-        """Queries and keys normalized head by head; values as they are."""
+    def _norm_weights(self, weights: WeightTable, name: str, counts: Mapping[str, int]) -> list[dict[str, TensorValue]]:
+        """Of queries and keys, for each device."""
+        names = [letter for letter in counts if letter != "v"] if self.qk_norm else []
+        copies = [weights.copies(f"{name}.{letter}_norm.weight", [self.group.head_dim]) for letter in names]
+        return [
+            dict(zip(names, per_device, strict=True))
+            for per_device in (zip(*copies, strict=True) if copies else [()] * len(weights.devices))
+        ]
+
+    def _normalize(
+        self, qkv: TensorValue, num_heads: Mapping[str, int], norms: Mapping[str, TensorValue]
+    ) -> TensorValue:
+        """[T, heads * H] -> [T, heads, H]: queries, keys and values, normalized head by head."""
+        head_dim = self.group.head_dim
+        qkv = qkv.reshape((-1, sum(num_heads.values()), head_dim))
         if self.qk_norm is None:
             return qkv
-        head_dim = self.group.head_dim
-        scales = [weights.copies(f"{name}.{part}_norm.weight", [head_dim]) for part in "qk"]
-        normalized = []
-        for shard, q_scale, k_scale in zip(qkv, *scales, strict=True):
-            q, k, v = ops.split(shard.reshape((-1, sum(num_heads), head_dim)), num_heads, axis=1)
-            heads = [self.qk_norm.apply(q, q_scale), self.qk_norm.apply(k, k_scale), v]
-            normalized.append(ops.concat(heads, axis=1).reshape(shard.shape))
-        return normalized
+        split = dict(zip(num_heads, ops.split(qkv, list(num_heads.values()), axis=1), strict=True))
+        heads = {letter: self.qk_norm.apply(split[letter], norm) for letter, norm in norms.items()}
+        if "k" in split:
+            values = split["v" if self.has_values else "k"]
+            heads["v"] = values if self.v_norm is None else self.v_norm.apply(values, _ones(head_dim, values))
+        return ops.concat(list(heads.values()), axis=1) if len(heads) > 1 else heads["q"]
 
-    def _attend(self, qkv: TensorValue, device: int, num_heads: int, layer: TensorValue, rows: Rows) -> TensorValue:
-        """Rotates, stores keys and values, attends: one device's [T, (N + 2 K) H] -> [T, N H]."""
-        params, pages, row_offsets = (
-            self.group.max_params,
-            rows.pages[self.group.name][device],
-            rows.row_offsets[device],
-        )
+    def _rotate_and_store(
+        self, qkv_TNH: TensorValue, device: int, num_heads: int, layer: TensorValue, rows: Rows
+    ) -> TensorValue:
+        """Rotates queries and keys, stores keys and values: the queries [T, N, H]."""
         q = rope_split_store_ragged(
-            params,
-            qkv,
-            row_offsets,
-            rows.freqs_cis[self.rope][device],
-            pages,
+            self.group.max_params,
+            qkv_TNH.reshape((qkv_TNH.shape[0], -1)),
+            rows.row_offsets[device],
+            rows.freqs_cis[self.group.name][device],
+            rows.pages[self.group.name][device],
             layer,
             num_heads,
             interleaved=False,
             position_ids=rows.position_ids[device],
         )
+        return q.reshape((-1, num_heads, self.group.head_dim))
+
+    def _rotate(self, q_TNH: TensorValue, device: int, rows: Rows) -> TensorValue:
+        freqs_cis, position_ids = rows.freqs_cis[self.group.name][device], rows.position_ids[device]
+        return rope_ragged_with_position_ids(q_TNH, freqs_cis, position_ids, interleaved=False)
+
+    def _attend(self, q_TNH: TensorValue, device: int, layer: TensorValue, rows: Rows) -> TensorValue:
+        """[T, N, H] -> [T, N * H]"""
         window = self.group.window
         a = flash_attention_ragged(
-            params,
-            q.reshape((-1, num_heads, self.group.head_dim)),
-            row_offsets,
-            pages,
+            self.group.max_params,
+            q_TNH,
+            rows.row_offsets[device],
+            rows.pages[self.group.name][device],
             layer,
-            MHAMaskVariant.CAUSAL_MASK if window is None else MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
+            MASKS[self.is_causal, window is not None],
             self.scale,
             local_window_size=-1 if window is None else window,
         )
-        return a.reshape((-1, num_heads * self.group.head_dim))
+        return a.reshape((a.shape[0], -1))
+
+
+def _ones(size: int, like: TensorValue) -> TensorValue:
+    return ops.broadcast_to(ops.constant(1.0, like.dtype, like.device), [size])

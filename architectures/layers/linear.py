@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
 
-from architectures.layers.weights import Part, Shards, WeightTable
+from architectures.layers.float8 import float8_matmul
+from architectures.layers.weights import Float8Matrix, Matrix, Part, Shards, WeightTable
 
 
-def matmul(x_TI: TensorValue, weight_OI: TensorValue) -> TensorValue:
+def matmul(x_TI: TensorValue, weight_OI: Matrix) -> TensorValue:
     """x [T, in] @ weight [out, in].T -> [T, out].
 
-    In float32 on the CPU a kernel of ours multiplies the few rows of a decode step, which wait for memory, and leaves
-    the many rows of a prefill to the library.
+    On the CPU a kernel of ours multiplies float32 with weights in float32 or bfloat16.
     """
-    if not (x_TI.device.is_cpu() and weight_OI.dtype == DType.float32):
+    if isinstance(weight_OI, Float8Matrix):
+        return float8_matmul(x_TI, weight_OI)
+    if not x_TI.device.is_cpu():
         return ops.matmul(x_TI, ops.transpose(weight_OI, 0, 1))
     y_TO = TensorType(DType.float32, [x_TI.shape[0], weight_OI.shape[0]], x_TI.device)
     return ops.custom("graph_pipelines.matmul", x_TI.device, [x_TI, weight_OI], [y_TO])[0].tensor
@@ -36,7 +38,7 @@ def column_parallel(
     matrices = weights.columns(f"{name}.weight", suffixed("weight"), in_features)
     y = [matmul(shard, matrix) for shard, matrix in zip(x, matrices, strict=True)]
     if bias:
-        y = [shard + b for shard, b in zip(y, weights.columns(f"{name}.bias", suffixed("bias")), strict=True)]
+        y = [shard + b for shard, b in zip(y, weights.stacked(f"{name}.bias", suffixed("bias")), strict=True)]
     return y
 
 
@@ -47,7 +49,8 @@ def row_parallel(weights: WeightTable, x: Shards, in_features: Part, out_feature
     first device.
     """
     part = Part(f"{in_features.name}.weight", in_features.size, in_features.units)
-    y = [matmul(shard, matrix) for shard, matrix in zip(x, weights.rows(part, out_features), strict=True)]
+    matrices = weights.rows(part.name, [part], out_features)
+    y = [matmul(shard, matrix) for shard, matrix in zip(x, matrices, strict=True)]
     if bias:
         y[0] = y[0] + weights.first(f"{in_features.name}.bias", [out_features])
     return y
