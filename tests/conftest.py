@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reference import Reference, write_tiny_gemma3
+import tiny_models
+from reference import Reference
+from tiny_multimodal import write_tiny_gemma3_multimodal
 
 from pipelines import PipelineConfig, TextGenerationPipeline, load_pipeline
 from pipelines.checkpoint import DEMO_FOLDER
 
 Loader = Callable[..., TextGenerationPipeline]
+WRITERS = {"gemma3_multimodal": write_tiny_gemma3_multimodal}
+REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin"}
+
+
+class OnDemand(dict[str, Any]):
+    """What a function gives for a name, made once."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self.make(name)
+        return self[name]
 
 
 @pytest.fixture(scope="session")
-def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Gemma 3 with the traits that the demo lacks."""
-    return write_tiny_gemma3(tmp_path_factory.mktemp("tiny-gemma3"))
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The demo, and random checkpoints of tiny_models.py, each written when it is first asked for."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def write(name: str) -> Path:
+        if name == "demo":
+            return DEMO_FOLDER
+        write_model = WRITERS.get(name) or getattr(tiny_models, name)
+        write_model(folder / name)
+        return folder / name
+
+    return OnDemand(write)
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tiny_gemma3: Path) -> dict[str, Path]:
-    return {"demo": DEMO_FOLDER, "tiny": tiny_gemma3}
-
-
-@pytest.fixture(scope="session")
-def references(checkpoints: dict[str, Path]) -> dict[str, Reference]:
+def references(checkpoints: Mapping[str, Path]) -> Mapping[str, Reference]:
     """The same models in transformers, float32, eager attention."""
-    return {name: Reference(path) for name, path in checkpoints.items()}
+    return OnDemand(lambda name: Reference(checkpoints[REFERENCE_OF.get(name, name)]))
 
 
 @pytest.fixture(scope="session")
-def load(checkpoints: dict[str, Path]) -> Iterator[Loader]:
+def load(checkpoints: Mapping[str, Path]) -> Iterator[Loader]:
     """Loads a pipeline of one of the checkpoints, once for each configuration."""
     pipes: list[TextGenerationPipeline] = []
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import json.decoder
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from conftest import Loader
 from reference import TOLERANCE, Reference, random_tokens, relative_difference
+from tiny_models import TINY_MODELS
 
 from pipelines import SamplingParams
 from pipelines.context import TextContext
 
-WINDOWS = {"demo": 128, "tiny": 256}
+WINDOWS = {"demo": 128, "gemma3": 256} | dict.fromkeys(TINY_MODELS.keys() - {"gemma3"}, 128)
 
 
 def lengths(name: str) -> list[int]:
@@ -22,9 +24,9 @@ def lengths(name: str) -> list[int]:
 
 
 @pytest.mark.parametrize("chunk", [7, 128, 1024])
-@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("name", sorted(WINDOWS))
 def test_logits_equal_transformers_across_the_window(
-    name: str, chunk: int, load: Loader, references: dict[str, Reference]
+    name: str, chunk: int, load: Loader, references: Mapping[str, Reference]
 ) -> None:
     pipe, reference = load(name, max_batch_tokens=chunk, max_batch_size=1), references[name]
     for length in lengths(name):
@@ -34,14 +36,25 @@ def test_logits_equal_transformers_across_the_window(
 
 
 @pytest.mark.parametrize("chunk", [7, 100, 1024])
-@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("name", sorted(WINDOWS))
 def test_a_ragged_batch_equals_transformers(
-    name: str, chunk: int, load: Loader, references: dict[str, Reference]
+    name: str, chunk: int, load: Loader, references: Mapping[str, Reference]
 ) -> None:
     pipe, reference = load(name, max_batch_tokens=chunk, max_batch_size=5), references[name]
     prompts = [random_tokens(length, reference.vocab_size) for length in lengths(name)]
     for tokens, ours in zip(prompts, pipe.logits(prompts), strict=True):
         assert relative_difference(ours, reference.logits(tokens)) <= TOLERANCE, f"{len(tokens)} tokens"
+
+
+@pytest.mark.parametrize("name", sorted(TINY_MODELS))
+def test_greedy_tokens_of_a_random_model_equal_transformers(
+    name: str, load: Loader, references: Mapping[str, Reference]
+) -> None:
+    pipe, reference = load(name, max_batch_tokens=100, max_batch_size=5), references[name]
+    prompts = [random_tokens(length, reference.vocab_size, seed=1) for length in (5, 120, 200)]
+    greedy = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    outputs = pipe.generate(prompts, greedy)
+    assert [output.tokens for output in outputs] == [reference.greedy(prompt, 40) for prompt in prompts]
 
 
 def test_a_model_driven_by_hand_gives_what_its_pipeline_gives(load: Loader) -> None:
@@ -77,7 +90,7 @@ def test_a_prefix_hit_gives_what_a_miss_gives(load: Loader) -> None:
 
 
 @pytest.fixture(scope="module")
-def long_texts(references: dict[str, Reference], load: Loader) -> list[tuple[list[int], list[int]]]:
+def long_texts(references: Mapping[str, Reference], load: Loader) -> list[tuple[list[int], list[int]]]:
     """Eight prompts of real code, longer than the window, and the 300 tokens that transformers writes after each."""
     pipe = load("demo")
     source = Path(json.__file__).read_text() + Path(json.decoder.__file__).read_text()

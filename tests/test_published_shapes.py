@@ -1,124 +1,164 @@
-"""Every published Gemma 3 becomes a configuration and a traced graph, without weights, on CPU and GPUs."""
+"""Every published model becomes a configuration and a traced graph, without weights, on CPU and GPUs."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from max.dtype import DType
-from max.graph import Shape
-from max.graph.weights import WeightData
+from published import FOLDERS, REFUSED, SUPPORTED, architecture_of, configured, encodings_of, state_dict_of
 from transformers import AutoConfig
 
-from architectures.gemma3 import Gemma3Config
-from architectures.gemma3.graph import build_graph
-from architectures.gemma3.weight_adapters import adapt_name
 from pipelines import PipelineConfig
-from pipelines.pipeline_model import ReturnLogits
+from pipelines.registry import Registry
 from pipelines.weights import check_weights
 
-CONFIGS = sorted(path for path in (Path(__file__).parent / "configs").iterdir() if "gemma-3" in path.name)
 RUNS = [
-    ("cpu", "float32"),
-    ("gpu", "float32"),
-    ("gpu", "bfloat16"),
-    ("gpu:0,1", "bfloat16"),
-    ("gpu:0,1,2,3", "bfloat16"),
+    (folder, devices, encoding)
+    for folder in SUPPORTED.values()
+    for devices in ("cpu", "gpu", "gpu:0,1,2,3")
+    for encoding in encodings_of(folder, devices[:3])
 ]
 
 
-def state_dict(tensors: Path) -> dict[str, WeightData]:
-    """A checkpoint's names, types and shapes, without data."""
-    adapted = {}
-    for name, (dtype, shape) in json.loads(tensors.read_text()).items():
-        assert dtype == "BF16"
-        if (graph_name := adapt_name(name)) is not None:
-            adapted[graph_name] = WeightData(None, name, DType.bfloat16, Shape(shape))  # type: ignore[arg-type]
-    return adapted
-
-
-def configured(folder: Path, devices: str, encoding: str, weights: dict[str, WeightData]) -> Gemma3Config:
-    huggingface_config: Any = AutoConfig.from_pretrained(folder)
-    run = PipelineConfig(model=str(folder), devices=devices, quantization_encoding=encoding)
-    config = Gemma3Config.initialize_from_config(run, huggingface_config)
-    config.finalize(huggingface_config, weights, ReturnLogits.VARIABLE)
-    return config
-
-
-@pytest.mark.parametrize(("devices", "encoding"), RUNS)
-@pytest.mark.parametrize("folder", CONFIGS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(("folder", "devices", "encoding"), RUNS, ids=lambda value: getattr(value, "name", value))
 def test_a_published_config_traces_and_finds_all_its_weights(folder: Path, devices: str, encoding: str) -> None:
-    weights = state_dict(folder / "tensors.json")
+    weights = state_dict_of(folder)
     config = configured(folder, devices, encoding, weights)
-    traced = build_graph(config)
+    traced = architecture_of(folder).pipeline_model.build_graph(config)
     check_weights(traced.weights, weights)
     assert len(config.get_kv_params().devices) == len(config.devices)
     assert config.get_num_layers(AutoConfig.from_pretrained(folder)) == len(config.layer_types)
 
 
-@pytest.mark.parametrize("folder", [f for f in CONFIGS if (f / "tensors_transformers5.json").exists()])
-def test_names_that_transformers_5_saves_are_mapped_to_the_same_weights(folder: Path) -> None:
-    published, saved = (state_dict(folder / name) for name in ("tensors.json", "tensors_transformers5.json"))
-    saved.pop("lm_head.weight", None)  # in memory a tied head has a name of its own
-    assert {name: tuple(w.shape) for name, w in saved.items()} == {n: tuple(w.shape) for n, w in published.items()}
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_published_model_that_is_not_built_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match="enable_moe_block true"):
+        configured(FOLDERS[name], "cpu", "auto", {})
+
+
+def test_the_examples_are_the_published_models_that_run() -> None:
+    examples = [repo for record in Registry.load().architectures.values() for repo in record.example_repo_ids]
+    assert sorted(repo.replace("/", "__") for repo in examples) == sorted(SUPPORTED)
+
+
+@pytest.mark.parametrize("name", [n for n, f in SUPPORTED.items() if (f / "tensors_transformers5.json").exists()])
+def test_names_that_transformers_5_saves_are_mapped_to_the_same_weights(name: str) -> None:
+    shapes = []
+    for file in ("tensors.json", "tensors_transformers5.json"):
+        weights = state_dict_of(FOLDERS[name], file)
+        configured(FOLDERS[name], "cpu", "auto", weights)
+        weights.pop("lm_head.weight", None)  # in memory a tied head has a name of its own
+        shapes.append({name: tuple(w.shape) for name, w in weights.items()})
+    assert shapes[0] == shapes[1]
+
+
+def shapes_on_four_devices(name: str, encoding: str) -> dict[str, tuple[int, ...]]:
+    folder = FOLDERS[name]
+    config = configured(folder, "gpu:0,1,2,3", encoding, state_dict_of(folder))
+    return {spec.name: spec.shape for spec in architecture_of(folder).pipeline_model.build_graph(config).weights}
 
 
 def test_the_shards_of_a_weight_are_its_parts() -> None:
     """Four devices: every projection is cut by heads, a KV head that is alone is repeated."""
-    folder = next(f for f in CONFIGS if f.name == "google__gemma-3-1b-it")
-    config = configured(folder, "gpu:0,1,2,3", "bfloat16", state_dict(folder / "tensors.json"))
-    shapes = {spec.name: spec.shape for spec in build_graph(config).weights}
+    shapes = shapes_on_four_devices("google__gemma-3-1b-it", "bfloat16")
     assert shapes["layers.0.self_attn.qkv_proj.weight.shard3"] == (3 * 256, 1152)  # one query head, the K, the V head
     assert shapes["layers.0.self_attn.o_proj.weight.shard0"] == (1152, 256)
     assert shapes["layers.0.mlp.gate_up_proj.weight.shard1"] == (2 * 6912 // 4, 1152)
     assert shapes["embed_tokens.weight"] == (262144, 1152)
 
 
+def test_the_scales_of_a_float8_weight_are_cut_as_it_is() -> None:
+    shapes = shapes_on_four_devices("Qwen__Qwen3-8B-FP8", "float8_e4m3fn")
+    assert shapes["layers.0.self_attn.qkv_proj.weight.shard3"] == (8 * 128 + 2 * 2 * 128, 4096)
+    assert shapes["layers.0.self_attn.qkv_proj.weight_scale_inv.shard3"] == (8 + 2 * 2, 32)
+    assert shapes["layers.0.mlp.down_proj.weight_scale_inv.shard0"] == (32, 96 // 4)
+
+
+def test_experts_are_stacked_and_each_is_cut() -> None:
+    shapes = shapes_on_four_devices("Qwen__Qwen3-30B-A3B", "bfloat16")
+    assert shapes["layers.0.mlp.experts.gate_up_proj.shard0"] == (128 * 2 * 768 // 4, 2048)
+    assert shapes["layers.0.mlp.experts.down_proj.shard0"] == (128 * 2048, 768 // 4)
+    assert shapes["layers.0.mlp.gate.weight.shard3"] == (128, 2048)
+
+
+GEMMA_3 = "google__gemma-3-1b-it"
+GEMMA_4 = "google__gemma-4-E2B-it"
+LLAMA = "meta-llama__Llama-3.2-1B-Instruct"
+FLOAT8 = "Qwen__Qwen3-8B-FP8"
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "changes", "message"),
     [
-        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
-        ({"hidden_activation": "gelu_new"}, "hidden_activation 'gelu_new'"),
-        ({"sliding_window": 64}, "sliding_window 64"),
-        ({"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
+        (GEMMA_3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        (GEMMA_3, {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
+        (GEMMA_3, {"hidden_activation": "gelu_new"}, "hidden_activation 'gelu_new'"),
+        (GEMMA_3, {"sliding_window": 64}, "sliding_window 64"),
+        (GEMMA_3, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
+        (GEMMA_4, {"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
+        (GEMMA_4, {"num_kv_shared_layers": 34}, "num_kv_shared_layers 34"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias true"),
+        (LLAMA, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config is not supported for Llama3"),
+        (LLAMA, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "rope_parameters has no 'factor'"),
+        (LLAMA, {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope_type 'longrope'"),
+        (LLAMA, {"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        (FLOAT8, {"quantization_config": {"quant_method": "awq"}}, "quant_method 'awq'"),
+        (FLOAT8, {"quantization_config": {"quant_method": "compressed-tensors"}}, "quant_method 'compressed-tensors'"),
+        (FLOAT8, {"quantization_config": {"quant_method": "fp8"}}, "weight_block_size None"),
+        (
+            FLOAT8,
+            {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}},
+            "activation_scheme 'static'",
+        ),
     ],
 )
-def test_what_the_graph_cannot_honour_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    folder = next(f for f in CONFIGS if f.name == "google__gemma-3-1b-it")
-    huggingface_config = AutoConfig.from_pretrained(folder)
-    for name, value in changes.items():
-        setattr(huggingface_config, name, value)
-    run = PipelineConfig(model=str(folder), quantization_encoding="float32")
+def test_what_the_graph_cannot_honour_is_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
+    huggingface_config = AutoConfig.from_pretrained(FOLDERS[name])
+    for field, value in changes.items():
+        setattr(huggingface_config.get_text_config(), field, value)
+    run = PipelineConfig(model=str(FOLDERS[name]))
     with pytest.raises(ValueError, match=message):
-        Gemma3Config.initialize_from_config(run, huggingface_config)
+        architecture_of(FOLDERS[name]).config.initialize_from_config(run, huggingface_config)
 
 
 def test_scaled_rope_of_an_unknown_kind_is_refused_by_name() -> None:
-    folder = next(f for f in CONFIGS if f.name == "google__gemma-3-4b-it")
+    folder = FOLDERS["google__gemma-3-4b-it"]
     huggingface_config = AutoConfig.from_pretrained(folder)
     huggingface_config.text_config.rope_parameters["full_attention"]["rope_type"] = "dynamic"
-    run = PipelineConfig(model=str(folder), quantization_encoding="float32")
     with pytest.raises(ValueError, match=r"rope_parameters\.full_attention\.rope_type 'dynamic'"):
-        Gemma3Config.initialize_from_config(run, huggingface_config)
+        architecture_of(folder).config.initialize_from_config(PipelineConfig(model=str(folder)), huggingface_config)
 
 
 def test_a_config_that_is_not_finalized_builds_no_graph() -> None:
-    folder = CONFIGS[0]
-    run = PipelineConfig(model=str(folder), quantization_encoding="float32")
-    config = Gemma3Config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
+    folder = FOLDERS[GEMMA_3]
+    architecture, run = architecture_of(folder), PipelineConfig(model=str(folder))
+    config = architecture.config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
     with pytest.raises(ValueError, match="finalize"):
-        build_graph(config)
+        architecture.pipeline_model.build_graph(config)
 
 
-@pytest.mark.parametrize(("devices", "dtype"), [("cpu", DType.float32), ("gpu", DType.bfloat16)])
-def test_the_encoding_that_is_not_asked_for_is_the_devices_own(devices: str, dtype: DType) -> None:
-    config = configured(CONFIGS[0], devices, "auto", {})
-    assert config.dtype == dtype
+@pytest.mark.parametrize(
+    ("devices", "encoding", "dtype", "matrix_dtype"),
+    [
+        ("cpu", "auto", DType.float32, DType.float32),
+        ("cpu", "bfloat16", DType.float32, DType.bfloat16),
+        ("gpu", "auto", DType.bfloat16, DType.bfloat16),
+        ("gpu", "float32", DType.float32, DType.float32),
+    ],
+)
+def test_activations_are_float32_on_cpu_whatever_the_weights_are(
+    devices: str, encoding: str, dtype: DType, matrix_dtype: DType
+) -> None:
+    config = configured(FOLDERS[GEMMA_3], devices, encoding, {})
+    assert (config.dtype, config.matrix_dtype) == (dtype, matrix_dtype)
 
 
-def test_an_encoding_that_the_device_cannot_run_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="quantization_encoding 'q4_0' does not run on gpu"):
-        configured(CONFIGS[0], "gpu", "q4_0", {})
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("q4_0", "'q4_0' does not run on gpu"), ("float8_e4m3fn", "needs a checkpoint that is stored in it")],
+)
+def test_an_encoding_that_the_run_cannot_have_is_refused_by_name(encoding: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configured(FOLDERS["Qwen__Qwen3-8B"], "gpu", encoding, {})

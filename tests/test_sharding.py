@@ -1,21 +1,22 @@
-"""Tensor parallelism without accelerators: the tiny model split over two shards that share the CPU."""
+"""Tensor parallelism without accelerators: random models split over two shards that share the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from max.driver import CPU
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 from reference import TOLERANCE, Reference, random_tokens, relative_difference
 
-from architectures.gemma3 import Gemma3Model
-from architectures.gemma3.weight_adapters import adapt_name
 from kv_cache import KVCacheManager
 from pipelines import PipelineConfig
 from pipelines.checkpoint import resolve_config
 from pipelines.context import TextContext
+from pipelines.registry import Registry
 from pipelines.weights import open_state_dict
 
 
@@ -27,15 +28,20 @@ class TwoShards(PipelineConfig):
         return [DeviceRef.CPU(), DeviceRef.CPU()]
 
 
-def test_two_shards_equal_transformers(tiny_gemma3: Path, references: dict[str, Reference]) -> None:
-    config = TwoShards(model=str(tiny_gemma3), max_length=1024, quantization_encoding="float32")
-    checkpoint, devices = resolve_config(config.model), [CPU(), CPU()]
-    state_dict = open_state_dict(checkpoint.download_weights(), adapt_name)
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3_moe"])
+def test_two_shards_equal_transformers(
+    name: str, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]
+) -> None:
+    checkpoint, devices = resolve_config(str(checkpoints[name])), [CPU(), CPU()]
+    architecture = Registry.load().find(checkpoint.architectures)
+    config = TwoShards(model=str(checkpoints[name]), max_length=1024, quantization_encoding=checkpoint.dtype or "auto")
+    state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
     session = InferenceSession(devices=[CPU()])
-    model = Gemma3Model(config, session, devices, checkpoint.huggingface_config, state_dict)
-    cache = KVCacheManager(model.config.get_kv_params(), {"sliding_attention": 8, "full_attention": 8}, devices)
+    model = architecture.pipeline_model(config, session, devices, checkpoint.huggingface_config, state_dict)
+    kv_params = model.config.get_kv_params()
+    cache = KVCacheManager(kv_params, {group.name: 8 for group in kv_params.groups}, devices)
 
-    tokens = random_tokens(600, references["tiny"].vocab_size)
+    tokens = random_tokens(600, references[name].vocab_size)
     context = TextContext("a", tokens)
     cache.admit("a", tokens)
     ours = []
@@ -46,4 +52,4 @@ def test_two_shards_equal_transformers(tiny_gemma3: Path, references: dict[str, 
         ours.append(model.execute(inputs).logits.to_numpy().copy())
         cache.commit("a", context.next_chunk)
         context.advance()
-    assert relative_difference(np.concatenate(ours), references["tiny"].logits(tokens)) <= TOLERANCE
+    assert relative_difference(np.concatenate(ours), references[name].logits(tokens)) <= TOLERANCE

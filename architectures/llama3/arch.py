@@ -1,0 +1,21 @@
+"""The registration record of Llama 3."""
+
+from __future__ import annotations
+
+from architectures.layers.weight_names import adapt_text_name
+from architectures.llama3.model import Llama3Model
+from architectures.llama3.model_config import Llama3Config
+from pipelines.registry import SupportedArchitecture
+
+llama3 = SupportedArchitecture(
+    name="LlamaForCausalLM",
+    sizes="1B, 8B",
+    takes="text",
+    example_repo_ids=("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+    encodings=Llama3Config.encodings,
+    config=Llama3Config,
+    pipeline_model=Llama3Model,
+    adapt_name=adapt_text_name,
+)
+
+ARCHITECTURES = (llama3,)

@@ -1,0 +1,72 @@
+"""Qwen 3, the whole forward pass. Reference: transformers' modeling_qwen3.py and modeling_qwen3_moe.py."""
+
+from __future__ import annotations
+
+from architectures.layers.attention import Attention, Rows
+from architectures.layers.collectives import all_reduce
+from architectures.layers.decoder import Outputs, add, embed, logits, trace
+from architectures.layers.mlp import gated_mlp
+from architectures.layers.moe import MixtureOfExperts
+from architectures.layers.norm import RMSNorm
+from architectures.layers.weights import Shards, WeightTable
+from architectures.qwen3.model_config import Qwen3Config
+from pipelines.decoder_inputs import DecoderValues
+from pipelines.pipeline_model import TracedGraph
+
+
+def build_graph(config: Qwen3Config) -> TracedGraph:
+    """The graph of a finalized configuration."""
+    return trace("qwen3", config, lambda weights, inputs: Qwen3(config, weights)(inputs))
+
+
+class Qwen3:
+    """The graph builder of one configuration."""
+
+    def __init__(self, config: Qwen3Config, weights: WeightTable) -> None:
+        self.config, self.weights = config, weights
+        self.norm = RMSNorm(config.rms_norm_eps)
+        self.attention = {
+            group.name: Attention(
+                hidden_size=config.hidden_size,
+                num_heads=config.num_attention_heads,
+                group=group,
+                scale=group.head_dim**-0.5,
+                bias=config.attention_bias,
+                qk_norm=self.norm,
+            )
+            for group in config.get_kv_params().groups
+        }
+
+    def __call__(self, inputs: DecoderValues) -> Outputs:
+        config = self.config
+        h = embed(self.weights, config, inputs)
+        rows = Rows.of(inputs, config.devices)
+        for i in range(len(config.layer_types)):
+            h = self.decoder_layer(h, i, rows)
+        return logits(self.weights, config, self.norm, h, inputs)
+
+    def decoder_layer(self, h: Shards, layer: int, rows: Rows) -> Shards:
+        """h [T, D] -> [T, D], with a norm before each half."""
+        config, weights, signals, name = self.config, self.weights, rows.signal_buffers, f"layers.{layer}"
+        kind = config.layer_types[layer]
+        attention, index = self.attention[kind], config.layer_types[:layer].count(kind)
+        x = self.norm(weights, h, f"{name}.input_layernorm", config.hidden_size)
+        h = add(h, all_reduce(attention(weights, x, f"{name}.self_attn", index, rows), signals))
+        x = self.norm(weights, h, f"{name}.post_attention_layernorm", config.hidden_size)
+        return add(h, all_reduce(self.feed_forward(x, f"{name}.mlp", layer), signals))
+
+    def feed_forward(self, x: Shards, name: str, layer: int) -> Shards:
+        """One gated block, or in a sparse layer those that the router chooses: parts, to be summed."""
+        config = self.config
+        if config.experts is None or layer not in config.sparse_layers:
+            size, activation = config.intermediate_size, config.hidden_activation
+            return gated_mlp(self.weights, x, name, config.hidden_size, size, activation)
+        experts = MixtureOfExperts(
+            hidden_size=config.hidden_size,
+            size=config.experts.moe_intermediate_size,
+            num_experts=config.experts.num_experts,
+            num_chosen=config.experts.num_experts_per_tok,
+            normalizes=config.experts.norm_topk_prob,
+            activation=config.hidden_activation,
+        )
+        return experts(self.weights, x, name)

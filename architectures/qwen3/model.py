@@ -1,0 +1,16 @@
+"""The Qwen 3 pipeline model."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from architectures.qwen3.graph import build_graph
+from architectures.qwen3.model_config import Qwen3Config
+from pipelines.decoder_model import DecoderModel
+
+
+class Qwen3Model(DecoderModel):
+    """Qwen 3, compiled."""
+
+    model_config_cls: ClassVar[type[Qwen3Config]] = Qwen3Config
+    build_graph = staticmethod(build_graph)
