@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from pipelines.safetensors_file import STORED_AS, Array, drop_resident_pages, re
 
 CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
 CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is given back
+ALIGNMENT_BYTES = 64  # kernels load the widest vectors from weights, and crash where these don't begin at such a place
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,8 @@ def materialize(
 ) -> dict[str, Array | Buffer]:
     """Make the graph's weights, one at a time: cut, cast, joined and placed. ``check_weights`` comes first.
 
-    A weight is a numpy array, or a Buffer where numpy lacks the type. One that needs no work is a view of the mapped
-    file, not a copy, so the result must live as long as the model that is loaded with it.
+    A weight is a numpy array, or a Buffer where numpy lacks the type. One that needs no work and lies well in the file
+    is a view of the mapping, not a copy, so the result must live as long as the model that is loaded with it.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return {spec.name: _place(_make(spec, state_dict, pool), spec, devices) for spec in specs}
@@ -207,11 +210,10 @@ def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) 
 
 def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:
     pieces = spec.pieces(state_dict)
-    first = pieces[0].array
-    if [piece.dtype for piece in pieces] == [spec.dtype] and first.flags.c_contiguous and first.flags.aligned:
-        result = first
+    if [piece.dtype for piece in pieces] == [spec.dtype] and _can_be_used_in_place(pieces[0].array, spec):
+        result = pieces[0].array
     else:
-        result = np.empty(_joined_shape([piece.array for piece in pieces]), storage_dtype(spec.dtype))
+        result = _aligned_empty(_joined_shape([piece.array for piece in pieces]), storage_dtype(spec.dtype))
         row = 0
         for piece in pieces:
             rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece.array).shape[0]]
@@ -220,6 +222,19 @@ def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPo
     if result.shape != spec.shape:
         raise ValueError(f"weight {spec.name} was made with shape {result.shape}, its graph declares {spec.shape}")
     return Buffer.from_numpy(result).view(spec.dtype, spec.shape) if spec.dtype in STORED_AS else result
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    size_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+def _can_be_used_in_place(array: Array, spec: WeightSpec) -> bool:
+    """Whether kernels can read the mapped file. The lookup of a table's rows reads them wherever they are."""
+    alignment = array.itemsize if spec.is_on_host else ALIGNMENT_BYTES
+    return array.flags.c_contiguous and array.ctypes.data % alignment == 0
 
 
 def _joined_shape(pieces: Sequence[Array]) -> tuple[int, ...]:
