@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -65,21 +66,49 @@ def commands() -> None:
     """Language-model pipelines on the MAX graph compiler."""
 
 
+def _model_options(command: Any) -> Any:
+    """The options that say what runs on what, and become fields of PipelineConfig."""
+    for option in reversed(_MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+_MODEL_OPTIONS = (
+    click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint.  [default: the bundled demo]"),
+    click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub."),
+    click.option(
+        "--max-length", type=int, help="Tokens of prompt and answer.  [default: the model's limit, or what fits]"
+    ),
+    click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once."),
+    click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
+    click.option("--quantization-encoding", type=click.Choice(["auto", *ENCODINGS]), default="auto", show_default=True),
+    click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
+    click.option("--custom-architectures", multiple=True, metavar="MODULE[:ATTR]", help="Architectures to add."),
+    click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."),
+)
+
+
 @commands.command()
-@click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint.  [default: the bundled demo]")
-@click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub.")
+@_model_options
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated; `-` reads standard input.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="FILE|URL",
+    help="What the prompt is about; may be repeated.  Each stands before the text, or where <start_of_image> is.",
+)
 @click.option(
     "--chat/--raw",
     default=None,
     help="Use the model's chat template, or the prompt as it is.  [default: chat for instruction models]",
 )
+@click.option(
+    "--chat-template-kwargs",
+    metavar="JSON",
+    help="Variables of the chat template, for example '{\"enable_thinking\": false}'.",
+)
 @click.option("--max-new-tokens", type=int, default=256, show_default=True)
-@click.option("--max-length", type=int, help="Tokens of prompt and answer.  [default: the model's limit, or what fits]")
-@click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once.")
-@click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1")
-@click.option("--quantization-encoding", type=click.Choice(["auto", *ENCODINGS]), default="auto", show_default=True)
-@click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 keeps all.")
 @click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens that make up this probability.")
@@ -91,19 +120,31 @@ def commands() -> None:
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt.")
 @click.option("--stats", is_flag=True, help="Speed and memory on stderr at the end.")
-@click.option("--custom-architectures", multiple=True, metavar="MODULE[:ATTR]", help="Architectures to add.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint.")
 def generate(**options: Any) -> None:
     """Complete prompts. The text goes to stdout as it is made, all else to stderr."""
     from pipelines.console import generate_to_console, read_prompts
 
     sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
-    output = _take(options, "chat", "as_json", "stats")
-    prompts = _take(options, "prompts")["prompts"]
-    if options["kv_cache_memory"] is not None:
-        options["kv_cache_memory"] = parse_memory(options["kv_cache_memory"])
-    config = PipelineConfig(**options)
+    output = _take(options, "images", "chat", "as_json", "stats")
+    output["chat_template_kwargs"] = _json_object(options.pop("chat_template_kwargs"))
+    prompts = options.pop("prompts")
+    config = _config(options)
     generate_to_console(config, read_prompts(prompts, sys.stdin), sampling, **output)
+
+
+@commands.command()
+@_model_options
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.  [default: random tokens]")
+@click.option("--tolerance", type=float, help="Of the largest logit.  [default: 1e-4 on CPU, 5e-2 on GPU]")
+def verify(prompts: tuple[str, ...], tolerance: float | None, **options: Any) -> None:
+    """Compare a checkpoint's logits and greedy tokens with transformers, which needs torch.
+
+    Exits with 1 if a difference is larger than the tolerance.
+    """
+    from pipelines.console import verify_to_console
+
+    if not verify_to_console(_config(options), prompts, tolerance):
+        raise click.exceptions.Exit(1)
 
 
 @commands.command(name="list")
@@ -126,6 +167,22 @@ _SAMPLING_OPTIONS = (
     "seed",
     "stop",
 )
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"--chat-template-kwargs is '{text}': write a JSON object, {{\"name\": value}}")
+    return value
+
+
+def _config(options: dict[str, Any]) -> PipelineConfig:
+    """From the options of `_model_options`."""
+    memory = options["kv_cache_memory"]
+    return PipelineConfig(**options | {"kv_cache_memory": None if memory is None else parse_memory(memory)})
 
 
 def _take(options: dict[str, Any], *names: str) -> dict[str, Any]:

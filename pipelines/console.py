@@ -8,8 +8,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipelines.config import PipelineConfig
 from pipelines.errors import InputError
@@ -52,27 +52,37 @@ def generate_to_console(
     config: PipelineConfig,
     prompts: Sequence[str],
     params: SamplingParams,
-    chat: bool | None,
-    as_json: bool,
-    stats: bool,
+    *,
+    images: Sequence[str] = (),
+    chat: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    as_json: bool = False,
+    stats: bool = False,
 ) -> None:
     """Completes the prompts and prints them in their order, the first unfinished one as it is made.
 
-    chat: use the chat template; None: for instruction models. as_json: one object a prompt instead of text.
+    images: files, addresses or data URIs of what each prompt is about. chat: use the chat template; None: for
+    instruction models. as_json: one object a prompt instead of text.
     """
+    from pipelines.images import load_image
     from pipelines.load import prepare_pipeline
+    from pipelines.prompts import ImagePrompt
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
     stages = console_stages(sys.stderr)
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
+    loaded_images = [load_image(image, allow_private=True) for image in images]  # the user named them himself
     prepared = prepare_pipeline(config, stages)
     is_chat = prepared.prompts.is_instruction_model if chat is None else chat
-    encode = prepared.prompts.encode_chat if is_chat else prepared.prompts.encode
-    tokens = [encode(prompt) for prompt in prompts]
+    if is_chat:
+        kwargs = chat_template_kwargs or {}
+        encoded = [prepared.prompts.encode_chat(prompt, loaded_images, **kwargs) for prompt in prompts]
+    else:
+        encoded = [prepared.prompts.encode(ImagePrompt(prompt, loaded_images)) for prompt in prompts]
     with prepared.load() as pipe:
         start = time.perf_counter()
-        requests = pipe.submit(tokens, params)
+        requests = pipe.submit(encoded, params)
         if as_json:
             _print_objects(pipe, prompts, requests)
         else:
@@ -87,11 +97,40 @@ def list_architectures() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("architecture", "example models", "on CPU", "on GPU", box=box.SIMPLE)
+    table = Table("architecture", "sizes", "takes", "on CPU", "on GPU", "example models", box=box.SIMPLE)
     for name, record in sorted(Registry.load().architectures.items()):
-        encodings = [", ".join(record.encodings.get(kind, ())) or "-" for kind in ("cpu", "gpu")]
-        table.add_row(name, "\n".join(record.example_repo_ids), *encodings)
+        encodings = ["\n".join(record.encodings.get(kind, ())) or "-" for kind in ("cpu", "gpu")]
+        table.add_row(name, record.sizes, record.takes, *encodings, "\n".join(record.example_repo_ids))
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def verify_to_console(config: PipelineConfig, prompts: Sequence[str], tolerance: float | None) -> bool:
+    """Prints a table of comparisons with transformers, a row a prompt; whether all are within the tolerance.
+
+    tolerance: of the largest logit; None: 1e-4 where activations are float32, 5e-2 where they are bfloat16.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.verify import verify
+
+    if tolerance is None:
+        tolerance = 1e-4 if config.device_kind == "cpu" else 5e-2
+    comparisons = verify(config, prompts, console_stages(sys.stderr))
+    columns = ("tokens", "max diff", "mean diff", "top-1", "KL", "worst position", "greedy")
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for c in comparisons:
+        differences = (f"{value:.1e}" for value in (c.max_difference, c.mean_difference))
+        greedy = f"{c.num_same_greedy}/{c.num_greedy}"
+        row = (*differences, f"{c.top1_agreement:.2%}", f"{c.kl:.1e}", str(c.worst_position), greedy)
+        table.add_row(str(c.num_tokens), *row)
+    is_equal = all(comparison.max_difference <= tolerance for comparison in comparisons)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(f"{'equal' if is_equal else 'NOT equal'} to transformers: logits within {tolerance:g} of the largest")
+    return is_equal
 
 
 def _print_text(pipe: TextGenerationPipeline, requests: Sequence[Request]) -> None:

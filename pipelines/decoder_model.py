@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,12 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         compiling = session.compile_async(traced.graph)
         with self.stages.stage("weights"):
             self.weights = materialize(traced.weights, self.state_dict, self.devices)  # the model reads them in place
+        return self._finish_loading(session, compiling, self.weights)
+
+    def _finish_loading(self, session: InferenceSession, compiling: Any, weights: Mapping[str, Any]) -> Model:
         with self.stages.stage("compile", "a minute or two, once for each shape of model"):
             # Waiting for the compiler in this thread would make it deaf to Ctrl-C.
-            return in_background(lambda: session.init(compiling, weights_registry=self.weights)).result()
+            return in_background(lambda: session.init(compiling, weights_registry=weights)).result()
 
     def prepare_initial_token_inputs(
         self,

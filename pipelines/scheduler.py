@@ -40,22 +40,40 @@ class Scheduler:
                 f"a request of {needed} tokens (prompt and new ones) does not fit in a KV cache of {capacity}: "
                 "raise --kv-cache-memory, or lower --max-new-tokens or --max-length"
             )
+        image_tokens = max((image.end - image.start for image in context.images), default=0)
+        if image_tokens > self.max_step_tokens:
+            raise InputError(
+                f"an image has {image_tokens} tokens, which one step must compute, but a step has at most "
+                f"{self.max_step_tokens}: raise max_batch_tokens"
+            )
 
     def add(self, context: TextContext) -> None:
         """Queues a request."""
         self.waiting.append(context)
 
     def schedule(self) -> list[TextContext]:
-        """The rows of the next step, each with `num_scheduled` set and its pages reserved; some, if there is work."""
-        budget, num_rows = self.max_step_tokens, 0
-        while budget and self._prepare(num_rows, budget):
-            budget -= self.running[num_rows].num_scheduled
-            num_rows += 1
-        return self.running[:num_rows]
+        """The rows of the next step, each with `num_scheduled` set and its pages reserved; some, if there is work.
+
+        All compute text or all compute images, as the first of them does: the two are different graphs.
+        """
+        batch: list[TextContext] = []
+        budget, row = self.max_step_tokens, 0
+        while budget and (row < len(self.running) or self._admit()):
+            context = self.running[row]
+            count = context.next_count(budget)
+            is_alike = not batch or (context.next_image is None) == (batch[0].next_image is None)
+            if count and is_alike:
+                if not self._reserve(context, count):
+                    break
+                batch.append(context)
+                budget -= count
+            row += 1
+        return batch
 
     def commit(self, context: TextContext) -> None:
         """The step has run: its chunk is in the cache."""
-        self.cache.commit(context.request_id, context.next_chunk)
+        start, end = context.num_computed, context.num_computed + context.num_scheduled
+        self.cache.commit(context.request_id, context.cache_keys(start, end))
         context.advance()
 
     def finish(self, context: TextContext) -> None:
@@ -66,13 +84,10 @@ class Scheduler:
         else:
             self.waiting.remove(context)
 
-    def _prepare(self, row: int, budget: int) -> bool:
-        """Pages for the next chunk of a row, if necessary those of the youngest; False: there is no such row."""
-        if row == len(self.running) and not self._admit():
-            return False
-        context = self.running[row]
-        context.num_scheduled = min(context.remaining, context.max_chunk or budget, budget)
-        while not self.cache.reserve(context.request_id, context.num_scheduled):
+    def _reserve(self, context: TextContext, count: int) -> bool:
+        """Pages for the next chunk, if necessary those of the youngest; False: that was the context itself."""
+        context.num_scheduled = count
+        while not self.cache.reserve(context.request_id, count):
             if self._preempt_youngest() is context:
                 return False
         return True
@@ -82,7 +97,8 @@ class Scheduler:
         if not self.waiting or len(self.running) == self.max_batch_size:
             return False
         context = self.waiting[0]
-        context.num_computed = self.cache.admit(context.request_id, context.tokens, context.salt)
+        keys = context.cache_keys(0, len(context.tokens))
+        context.num_computed = self.cache.admit(context.request_id, keys, context.salt)
         if not self.cache.has_room(context.request_id, len(context.tokens), self.max_step_tokens):
             self.cache.release(context.request_id)
             context.reset()

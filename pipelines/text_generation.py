@@ -19,7 +19,7 @@ from pipelines.engine import Engine, Request, TextChunk
 from pipelines.errors import InputError
 from pipelines.log_probabilities import TokenLogProbs
 from pipelines.pipeline_model import PipelineModel
-from pipelines.prompts import Prompt, PromptEncoder
+from pipelines.prompts import EncodedPrompt, ImagePrompt, Prompt, PromptEncoder
 from pipelines.sampling import Sampler
 from pipelines.sampling_params import SamplingParams
 
@@ -157,17 +157,23 @@ class TextGenerationPipeline:
         yield from self.follow(request)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        return self._new_request(TextContext(next(self._ids), self.prompts.encode(prompt), params))
+        encoded = self.prompts.encode(prompt)
+        return self._new_request(TextContext(next(self._ids), encoded.tokens, params, images=encoded.images))
 
     def _logits_request(self, prompt: Prompt) -> Request:
-        tokens, request_id = self.prompts.encode(prompt, num_new=0), next(self._ids)
+        encoded, request_id = self.prompts.encode(prompt, num_new=0), next(self._ids)
         vocab_size = self.prompts.vocab_size
         max_chunk = max(1, LOGITS_BYTES // (4 * vocab_size * self.config.max_batch_size))
         # It must compute all its tokens itself: a salt of its own keeps it apart from the prefixes of others.
         context = TextContext(
-            request_id, tokens, SamplingParams(max_new_tokens=1), salt=request_id.encode(), max_chunk=max_chunk
+            request_id,
+            encoded.tokens,
+            SamplingParams(max_new_tokens=1),
+            salt=request_id.encode(),
+            max_chunk=max_chunk,
+            images=encoded.images,
         )
-        return self._new_request(context, logits=np.full((len(tokens), vocab_size), np.nan, np.float32))
+        return self._new_request(context, logits=np.full((len(encoded.tokens), vocab_size), np.nan, np.float32))
 
     def _new_request(self, context: TextContext, logits: npt.NDArray[np.float32] | None = None) -> Request:
         return Request(
@@ -181,7 +187,10 @@ class TextGenerationPipeline:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as several."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], str | Sequence | np.ndarray)):
+    if isinstance(prompts, str | ImagePrompt | EncodedPrompt):
+        return [prompts]
+    several = (str, Sequence, np.ndarray, ImagePrompt, EncodedPrompt)
+    if len(prompts) > 0 and not isinstance(prompts[0], several):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import max.driver
 import pytest
 from command import Caller, run
+from PIL import Image
 
 from pipelines.checkpoint import DEMO_FOLDER
 
@@ -164,7 +165,7 @@ def test_a_truncated_file(call: Caller, demo_copy: Path) -> None:
 
 def test_what_the_device_can_not_run(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     line = call("generate", "--prompt", "x", "--quantization-encoding", "q4_k").error()
-    assert "q4_k on cpu" in line and line.endswith(": float32")
+    assert "q4_k on cpu" in line and line.endswith(": float32, bfloat16")
     monkeypatch.setattr(max.driver, "accelerator_count", lambda: 0)
     assert "no GPU found" in call("generate", "--prompt", "x", "--devices", "gpu").error()
 
@@ -189,3 +190,90 @@ def test_a_chat_without_a_template(call: Caller, demo_copy: Path) -> None:
     (demo_copy / "chat_template.jinja").unlink()
     line = call("generate", "--prompt", "x", "--chat", "--model", str(demo_copy)).error()
     assert "no chat template" in line
+
+
+PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, str]:
+    """Arguments of --image, good and bad."""
+    text, wide = tmp_path / "text.png", tmp_path / "wide.png"
+    text.write_text("this is no image")
+    Image.new("L", (20_000, 10)).save(wide)
+    return {
+        "not an image": str(text),
+        "too large": str(wide),
+        "not there": str(tmp_path / "nowhere.png"),
+        "cut": PNG[:60],
+        "private": "http://user@127.0.0.1/x.png",
+        "of another scheme": "ftp://example.com/x.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("not an image", ["text.png", "is not an image"]),
+        ("too large", ["wide.png", "20000", "pixels"]),
+        ("not there", ["nowhere.png", "no file"]),
+        ("cut", ["data:image/png", "cut short"]),
+        ("private", ["can't fetch", "user name or password"]),
+        ("of another scheme", ["ftp://example.com/x.png", "scheme"]),
+    ],
+)
+def test_an_image_that_can_not_be_used(call: Caller, images: dict[str, str], name: str, words: list[str]) -> None:
+    line = call("generate", "--prompt", "x", "--image", images[name]).error()
+    assert [word for word in words if word not in line] == []
+
+
+def test_an_image_for_a_model_of_text(call: Caller) -> None:
+    result = call("generate", "--prompt", "x", "--image", PNG)
+    assert "takes text alone" in result.error()
+    assert "compile" not in result.err
+
+
+def test_more_images_than_places(call: Caller, checkpoints: Mapping[str, Path]) -> None:
+    model = ["--model", str(checkpoints["gemma3_multimodal"])]
+    for chat in ("--chat", "--raw"):
+        result = call("generate", *model, chat, "--prompt", "<start_of_image> w5", "--image", PNG, "--image", PNG)
+        assert "has 1 times <start_of_image>, but 2 images" in result.error()
+        assert "compile" not in result.err
+
+
+@pytest.fixture
+def float8_copy(checkpoints: Mapping[str, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoints["qwen3_fp8"], tmp_path / "float8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quant_method": "awq"}, ["quant_method 'awq'", "'fp8'"]),
+        ({"quant_method": "fp8"}, ["weight_block_size None"]),
+        ({"quant_method": "fp8", "weight_block_size": [128, 0]}, ["weight_block_size [128, 0]"]),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, ["activation_scheme 'static'"]),
+    ],
+)
+def test_a_quantization_that_is_not_built(
+    call: Caller, float8_copy: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    change_config(float8_copy, quantization_config=changes)
+    line = call("generate", "--prompt", "w5", "--model", str(float8_copy)).error()
+    assert [word for word in words if word not in line] == []
+
+
+def test_scales_of_another_shape(call: Caller, float8_copy: Path) -> None:
+    quantization = {"quant_method": "fp8", "weight_block_size": [64, 64]}
+    change_config(float8_copy, quantization_config=quantization)
+    result = call("generate", "--prompt", "w5", "--model", str(float8_copy))
+    assert "q_proj.weight_scale_inv' has shape [1, 2], but config.json asks for [2, 3]" in result.error()
+    assert "compile" not in result.err
+
+
+def test_variables_of_a_template_that_are_no_json(call: Caller) -> None:
+    for text in ("{", "[1]", "x"):
+        line = call("generate", "--prompt", "x", "--chat-template-kwargs", text).error()
+        assert "--chat-template-kwargs" in line and "JSON object" in line

@@ -1,0 +1,110 @@
+"""The image side of Gemma 3: what its graph needs to know.
+
+Source: transformers' configuration_siglip.py and configuration_gemma3.py, whose names these are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from max.dtype import DType
+from max.graph import DeviceRef
+
+from architectures.layers.mlp import ACTIVATIONS
+
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""What is read from `vision_config` as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The vision tower of one Gemma 3 model, and how its output becomes tokens.
+
+    image_size, patch_size: pixels a side. mm_tokens_per_image: what an image becomes; text_hidden_size: their width.
+    dtype: of activations. matrix_dtype: of weight matrices. The tower lives on the first of the devices.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_channels: int
+    image_size: int
+    patch_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    mm_tokens_per_image: int
+    text_hidden_size: int
+    dtype: DType
+    matrix_dtype: DType
+    devices: tuple[DeviceRef, ...]
+
+    @classmethod
+    def from_huggingface(
+        cls, huggingface_config: Any, dtype: DType, matrix_dtype: DType, devices: Sequence[DeviceRef]
+    ) -> Self:
+        """From the configuration of the whole model.
+
+        Raises:
+            ValueError: A value that the graph can't honour, naming field and value.
+        """
+        vision = huggingface_config.vision_config
+        if vision.model_type != "siglip_vision_model":
+            raise ValueError(
+                f"vision_config.model_type {vision.model_type!r} is not supported (siglip_vision_model is)"
+            )
+        if vision.vision_use_head:
+            raise ValueError("vision_config.vision_use_head true is not supported (false is)")
+        config = cls(
+            **{field: getattr(vision, field) for field in FIELDS},
+            mm_tokens_per_image=huggingface_config.mm_tokens_per_image,
+            text_hidden_size=huggingface_config.get_text_config().hidden_size,
+            dtype=dtype,
+            matrix_dtype=matrix_dtype,
+            devices=tuple(devices),
+        )
+        config._refuse_what_is_not_built()
+        return config
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_side(self) -> int:
+        return math.isqrt(self.mm_tokens_per_image)
+
+    def _refuse_what_is_not_built(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"vision_config.hidden_act {self.hidden_act!r} is not supported ({known} are)")
+        for field in ("image_size", "patch_size"):
+            if not isinstance(value := getattr(self, field), int):
+                raise ValueError(f"vision_config.{field} {value} is not supported: one number, for a square, is")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"vision_config.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            raise ValueError(f"vision_config.hidden_size {self.hidden_size} is not a multiple of the {heads} heads")
+        tokens, side = self.mm_tokens_per_image, self.patches_per_side
+        if tokens < 1 or self.tokens_per_side**2 != tokens or side % self.tokens_per_side:
+            raise ValueError(f"mm_tokens_per_image {tokens} is no square that divides {side} x {side} patches evenly")

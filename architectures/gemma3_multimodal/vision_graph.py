@@ -1,0 +1,107 @@
+"""The image side of Gemma 3, from pixels to the tokens of an image, whole.
+
+Reference: transformers' modeling_siglip.py, and Gemma3MultiModalProjector in modeling_gemma3.py.
+
+Suffixes of shapes: I images, C channels, P patches of an image, T patches of all images, D hidden, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import Graph, TensorType, TensorValue, ops
+
+from architectures.gemma3_multimodal.vision_config import VisionConfig
+from architectures.layers.image_attention import image_attention
+from architectures.layers.kernels import extensions
+from architectures.layers.linear import matmul
+from architectures.layers.mlp import ACTIVATIONS
+from architectures.layers.norm import RMSNorm
+from architectures.layers.weights import WeightTable
+from pipelines.pipeline_model import TracedGraph
+
+
+def build_vision_graph(config: VisionConfig) -> TracedGraph:
+    """pixel_values [num_images, channels, image_size, image_size] float32, on the first device, to features
+    [num_images * mm_tokens_per_image, text_hidden_size] in config.dtype."""
+    device = config.devices[0]
+    pixel_values = TensorType(
+        DType.float32, ["num_images", config.num_channels, config.image_size, config.image_size], device
+    )
+    weights = WeightTable(config.dtype, config.matrix_dtype, [device])
+    with Graph("gemma3_vision", input_types=[pixel_values], custom_extensions=extensions([device])) as graph:
+        graph.output(VisionTower(config, weights)(graph.inputs[0].tensor))
+    return TracedGraph(graph, weights.specs)
+
+
+class VisionTower:
+    """The graph builder of one configuration: a SigLIP encoder, and the projection of what it sees."""
+
+    def __init__(self, config: VisionConfig, weights: WeightTable) -> None:
+        self.config, self.weights = config, weights
+
+    def __call__(self, pixel_values_ICXY: TensorValue) -> TensorValue:
+        num_images = pixel_values_ICXY.shape[0]
+        h_TD = self.embed(pixel_values_ICXY)
+        for i in range(self.config.num_hidden_layers):
+            h_TD = self.encoder_layer(h_TD, f"vision_tower.encoder.layers.{i}")
+        h_TD = self.layer_norm(h_TD, "vision_tower.post_layernorm")
+        side = self.config.patches_per_side
+        return self.project(self.pool(h_TD.reshape((num_images, side, side, self.config.hidden_size))))
+
+    def embed(self, pixel_values_ICXY: TensorValue) -> TensorValue:
+        """[I, C, X, Y] -> [T, D]: each patch by itself, then what its place adds.
+
+        A convolution whose windows don't overlap is one product with the pixels of each window in a row.
+        """
+        config, name = self.config, "vision_tower.embeddings"
+        num_images, side, size = pixel_values_ICXY.shape[0], config.patches_per_side, config.patch_size
+        num_pixels = config.num_channels * size * size
+        windows = pixel_values_ICXY.reshape((num_images, config.num_channels, side, size, side, size))
+        rows = ops.permute(windows, [0, 2, 4, 1, 3, 5]).reshape((num_images * side * side, num_pixels))
+
+        kernel_shape = [config.hidden_size, config.num_channels, size, size]
+        kernel = self.weights.first(f"{name}.patch_embedding.weight", kernel_shape)
+        bias = self.weights.first(f"{name}.patch_embedding.bias", [config.hidden_size])
+        patches_TD = matmul(ops.cast(rows, config.dtype), kernel.reshape((config.hidden_size, num_pixels))) + bias
+
+        places_PD = self.weights.first(f"{name}.position_embedding.weight", [side * side, config.hidden_size])
+        patches_IPD = patches_TD.reshape((num_images, side * side, config.hidden_size))
+        return (patches_IPD + ops.cast(places_PD, config.dtype)).reshape(patches_TD.shape)
+
+    def encoder_layer(self, h_TD: TensorValue, name: str) -> TensorValue:
+        h_TD = h_TD + self.attention(self.layer_norm(h_TD, f"{name}.layer_norm1"), f"{name}.self_attn")
+        return h_TD + self.mlp(self.layer_norm(h_TD, f"{name}.layer_norm2"), f"{name}.mlp")
+
+    def attention(self, x_TD: TensorValue, name: str) -> TensorValue:
+        config = self.config
+        num_patches, size = config.patches_per_side**2, config.hidden_size
+        heads = (x_TD.shape[0] // num_patches, num_patches, config.num_attention_heads, config.head_dim)
+        q, k, v = (self.linear(x_TD, f"{name}.{part}_proj", size, size).reshape(heads) for part in "qkv")
+        attended = image_attention(q, k, v, config.head_dim**-0.5).reshape(x_TD.shape)
+        return self.linear(attended, f"{name}.out_proj", size, size)
+
+    def mlp(self, x_TD: TensorValue, name: str) -> TensorValue:
+        size, inner = self.config.hidden_size, self.config.intermediate_size
+        x = ACTIVATIONS[self.config.hidden_act](self.linear(x_TD, f"{name}.fc1", size, inner))
+        return self.linear(x, f"{name}.fc2", inner, size)
+
+    def pool(self, h_IXYD: TensorValue) -> TensorValue:
+        """The mean of each square of patches that becomes one token: [images * tokens, D]."""
+        size = self.config.patches_per_side // self.config.tokens_per_side
+        return ops.avg_pool2d(h_IXYD, (size, size), stride=size).reshape((-1, self.config.hidden_size))
+
+    def project(self, x_TD: TensorValue) -> TensorValue:
+        """[T, D] -> [T, text_hidden_size]"""
+        config, name = self.config, "multi_modal_projector"
+        norm = RMSNorm(config.layer_norm_eps, weight_offset=1.0, multiply_before_cast=True)
+        x_TD = norm.apply(x_TD, self.weights.first(f"{name}.mm_soft_emb_norm.weight", [config.hidden_size]))
+        shape = [config.hidden_size, config.text_hidden_size]  # the one matrix that is published as [in, out]
+        return matmul(x_TD, ops.transpose(self.weights.first(f"{name}.mm_input_projection_weight", shape), 0, 1))
+
+    def linear(self, x: TensorValue, name: str, in_features: int, out_features: int) -> TensorValue:
+        weight = self.weights.first(f"{name}.weight", [out_features, in_features])
+        return matmul(x, weight) + self.weights.first(f"{name}.bias", [out_features])
+
+    def layer_norm(self, x_TD: TensorValue, name: str) -> TensorValue:
+        weight, bias = (self.weights.first(f"{name}.{part}", [self.config.hidden_size]) for part in ("weight", "bias"))
+        return ops.layer_norm(x_TD, weight, bias, self.config.layer_norm_eps)
