@@ -30,8 +30,8 @@ SYSTEMS = ("pipelines", "transformers")
 class Worker:
     """A system in a process of its own."""
 
-    def __init__(self, system: str, model: Path, max_length: int) -> None:
-        command = [sys.executable, str(HERE / "worker.py"), system, str(model), str(max_length)]
+    def __init__(self, system: str, model: Path, max_length: int, encoding: str = "auto") -> None:
+        command = [sys.executable, str(HERE / "worker.py"), system, str(model), str(max_length), encoding]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -56,10 +56,10 @@ class Worker:
         return json.loads(line)
 
 
-def compare(model: Path, depths: list[int], num_new: int, num_rounds: int) -> None:
+def compare(model: Path, depths: list[int], num_new: int, num_rounds: int, encoding: str) -> None:
     max_length = max(depths) + num_new
-    Worker("pipelines", model, max_length).close()  # whatever has to be compiled is compiled now
-    workers = {system: Worker(system, model, max_length) for system in SYSTEMS}
+    Worker("pipelines", model, max_length, encoding).close()  # whatever has to be compiled is compiled now
+    workers = {system: Worker(system, model, max_length, encoding) for system in SYSTEMS}
     for system, worker in workers.items():
         click.echo(f"{system}: start to first token {worker.start.pop('start_to_first_token_s'):.1f} s {worker.start}")
     peaks = {}
@@ -89,13 +89,16 @@ def report(depth: int, name: str, rounds: list[dict[str, dict[str, float]]]) -> 
 @click.option("--depth", "depths", type=int, multiple=True, default=(256, 768), show_default=True)
 @click.option("--new-tokens", type=int, default=16, show_default=True)
 @click.option("--rounds", type=int, default=5, show_default=True)
-def main(model: Path | None, shape: str | None, depths: tuple[int, ...], new_tokens: int, rounds: int) -> None:
+@click.option("--encoding", default="auto", show_default=True, help="Of ours; transformers runs in float32.")
+def main(
+    model: Path | None, shape: str | None, depths: tuple[int, ...], new_tokens: int, rounds: int, encoding: str
+) -> None:
     click.echo(f"{platform.machine()}, {processor()}")
     with tempfile.TemporaryDirectory() as folder:
         if shape is not None:
             tensors = read_tensor_list(CONFIGS / shape / "tensors.json")
             model = write_random_checkpoint(Path(folder), CONFIGS / shape / "config.json", tensors, DEMO)
-        compare(model or DEMO, list(depths), new_tokens, rounds)
+        compare(model or DEMO, list(depths), new_tokens, rounds, encoding)
 
 
 def processor() -> str:

@@ -1,6 +1,6 @@
 """One system in a process of its own: loads a model, then answers requests for measurements, a JSON line each.
 
-`generate.py` starts it: `worker.py SYSTEM MODEL MAX_LENGTH`. A request is {"depth": tokens, "new": tokens}.
+`generate.py` starts it: `worker.py SYSTEM MODEL MAX_LENGTH ENCODING`. A request is {"depth": tokens, "new": tokens}.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ Generate = Callable[[list[int], int], Iterator[float]]
 START = time.perf_counter()
 
 
-def open_pipelines(model: Path, max_length: int) -> tuple[Generate, dict[str, Any]]:
+def open_pipelines(model: Path, max_length: int, encoding: str) -> tuple[Generate, dict[str, Any]]:
     from pipelines import PipelineConfig, SamplingParams, load_pipeline
     from pipelines.progress import NullStages
 
     stages = NullStages()
-    pipe = load_pipeline(PipelineConfig(model=str(model), max_length=max_length, max_batch_size=1), stages)
+    config = PipelineConfig(model=str(model), max_length=max_length, max_batch_size=1, quantization_encoding=encoding)
+    pipe = load_pipeline(config, stages)
 
     def generate(prompt: list[int], num_new: int) -> Iterator[float]:
         for _ in pipe.stream(prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True)):
@@ -35,12 +36,18 @@ def open_pipelines(model: Path, max_length: int) -> tuple[Generate, dict[str, An
 
     return generate, {
         "stages_s": {name: round(seconds, 2) for name, seconds in stages.timings},
-        "weights_mib": sum(math.prod(weight.shape) for weight in pipe.model.weights.values()) * 4 / 2**20,
+        "weights_mib": sum(num_bytes(weight) for weight in pipe.model.weights.values()) / 2**20,
         "cache_mib": pipe.cache.memory_bytes / 2**20,
     }
 
 
-def open_transformers(model: Path, max_length: int) -> tuple[Generate, dict[str, Any]]:
+def num_bytes(weight: Any) -> int:
+    """Of an array or a Buffer."""
+    itemsize = weight.itemsize if isinstance(weight, np.ndarray) else weight.dtype.size_in_bytes
+    return math.prod(weight.shape) * itemsize
+
+
+def open_transformers(model: Path, max_length: int, encoding: str) -> tuple[Generate, dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -65,9 +72,9 @@ def measure(generate: Generate, depth: int, num_new: int) -> dict[str, float]:
     return {"time_to_first_token_s": times[0] - start, "decode_step_s": float(np.median(np.diff(times)))}
 
 
-def main(system: str, model: str, max_length: str) -> None:
+def main(system: str, model: str, max_length: str, encoding: str) -> None:
     opened = {"pipelines": open_pipelines, "transformers": open_transformers}[system]
-    generate, facts = opened(Path(model), int(max_length))
+    generate, facts = opened(Path(model), int(max_length), encoding)
     first = next(generate([5, 6, 7, 8], 1))
     print(json.dumps({"start_to_first_token_s": first - START, **facts}), flush=True)
     for line in sys.stdin:

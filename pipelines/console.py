@@ -101,7 +101,7 @@ def list_architectures() -> None:
     for name, record in sorted(Registry.load().architectures.items()):
         encodings = ["\n".join(record.encodings.get(kind, ())) or "-" for kind in ("cpu", "gpu")]
         table.add_row(name, record.sizes, record.takes, *encodings, "\n".join(record.example_repo_ids))
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 def verify_to_console(config: PipelineConfig, prompts: Sequence[str], tolerance: float | None) -> bool:

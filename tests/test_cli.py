@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from command import Caller, Result, read_until, run, started
 from conftest import Loader
 
+import cli
 from pipelines.checkpoint import DEMO_FOLDER
+from pipelines.registry import Registry
 
 PROMPTS = ["def first(items):\n    ", "import os", "class Größe:\n"]
 PROMPT_OPTIONS = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
@@ -87,14 +90,25 @@ def test_the_chat_template_is_the_default_of_instruction_models_alone(call: Call
     assert num_prompt_tokens("model-it") == chat
 
 
-def test_list_shows_architectures_models_and_encodings(call: Caller) -> None:
+def test_list_shows_what_runs_where(call: Caller) -> None:
     result = call("list")
     assert (result.code, result.err) == (0, "")
-    rows = [line.split("  ") for line in result.out.splitlines() if line.strip()]
-    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert cells[0] == ["architecture", "example models", "on CPU", "on GPU"]
-    assert ["Gemma3ForCausalLM", "google/gemma-3-270m-it", "float32", "bfloat16, float32"] in cells
-    assert {"Gemma3ForConditionalGeneration", "google/gemma-3-27b-it"} <= set(itertools.chain(*cells))
+    cells = [re.split(r"  +", line.strip()) for line in result.out.splitlines() if line.strip()]
+    assert cells[0] == ["architecture", "sizes", "takes", "on CPU", "on GPU", "example models"]
+    assert ["Gemma3ForCausalLM", "270M, 1B", "text", "float32", "bfloat16", "google/gemma-3-270m-it"] in cells
+    assert "\u2026" not in result.out  # nothing is cut off
+    for record in Registry.load().architectures.values():
+        assert {record.name, record.sizes, record.takes, *record.example_repo_ids} <= set(itertools.chain(*cells))
+
+
+def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
+    readme = (Path(cli.__file__).parent / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines() if "For" in line]
+    written = [row for row in rows if len(row) == 5]
+    records = Registry.load().architectures.values()
+    assert written == sorted(
+        [r.name, r.sizes, r.takes, *(", ".join(r.encodings[kind]) for kind in ("cpu", "gpu"))] for r in records
+    )
 
 
 def test_a_closed_stdout_ends_it_quietly() -> None:

@@ -10,6 +10,9 @@ from max.dtype import DType
 from published import FOLDERS, REFUSED, SUPPORTED, architecture_of, configured, encodings_of, state_dict_of
 from transformers import AutoConfig
 
+from architectures.gemma3.graph import build_graph
+from architectures.gemma3_multimodal.vision_config import VisionConfig
+from architectures.gemma3_multimodal.vision_graph import build_vision_graph
 from pipelines import PipelineConfig
 from pipelines.registry import Registry
 from pipelines.weights import check_weights
@@ -19,6 +22,7 @@ RUNS = [
     for folder in SUPPORTED.values()
     for devices in ("cpu", "gpu", "gpu:0,1,2,3")
     for encoding in encodings_of(folder, devices[:3])
+    if devices != "gpu:0,1,2,3" or encoding != "float32"
 ]
 
 
@@ -26,10 +30,25 @@ RUNS = [
 def test_a_published_config_traces_and_finds_all_its_weights(folder: Path, devices: str, encoding: str) -> None:
     weights = state_dict_of(folder)
     config = configured(folder, devices, encoding, weights)
-    traced = architecture_of(folder).pipeline_model.build_graph(config)
-    check_weights(traced.weights, weights)
+    specs = list(architecture_of(folder).pipeline_model.build_graph(config).weights)
+    if architecture_of(folder).image_processor is not None:
+        specs += build_vision_graph(vision_config(folder, config)).weights
+    check_weights(specs, weights)
     assert len(config.get_kv_params().devices) == len(config.devices)
     assert config.get_num_layers(AutoConfig.from_pretrained(folder)) == len(config.layer_types)
+
+
+def vision_config(folder: Path, config: Any) -> VisionConfig:
+    huggingface_config = AutoConfig.from_pretrained(folder)
+    return VisionConfig.from_huggingface(huggingface_config, config.dtype, config.matrix_dtype, config.devices)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "gpu", "gpu:0,1"])
+def test_the_graph_of_steps_of_images_has_weights_of_the_one_of_text(devices: str) -> None:
+    folder = FOLDERS["google__gemma-3-4b-it"]
+    config = configured(folder, devices, "bfloat16", state_dict_of(folder))
+    of_text, of_images = (build_graph(config, of_images=value) for value in (False, True))
+    assert {spec.name for spec in of_images.weights} <= {spec.name for spec in of_text.weights}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -14,7 +14,6 @@ from max.graph.weights import WeightData
 
 from architectures.layers.attention import FULL
 from architectures.layers.config import DecoderConfig
-from pipelines.pipeline_model import ReturnLogits
 
 PER_LAYER_TABLE = "embed_tokens_per_layer.weight"
 
@@ -73,17 +72,10 @@ class Gemma4Config(DecoderConfig):
     def cached_layer_types(self) -> tuple[str, ...]:
         return self.layer_types[: len(self.layer_types) - self.num_kv_shared_layers]
 
-    def finalize(
-        self,
-        huggingface_config: Any,
-        state_dict: MutableMapping[str, WeightData],
-        return_logits: ReturnLogits,
-        quant_config: Any | None = None,
-    ) -> None:
-        """As for every decoder. What checkpoints store for layers that share keys and values is never read."""
+    def read_weights(self, state_dict: MutableMapping[str, WeightData]) -> None:
+        """What checkpoints store for layers that share keys and values is never read."""
         for layer in range(len(self.cached_layer_types), len(self.layer_types)):
             for name in ("k_proj", "v_proj", "k_norm", "v_norm"):
                 state_dict.pop(f"layers.{layer}.self_attn.{name}.weight", None)
         table = state_dict.get(PER_LAYER_TABLE)
         self.per_layer_dtype = None if table is None else table.dtype
-        super().finalize(huggingface_config, state_dict, return_logits, quant_config)

@@ -159,6 +159,7 @@ class DecoderConfig:
         One that does not differ is taken out of the state dict. quant_config: replaces what config.json says of
         float8 weights.
         """
+        self.read_weights(state_dict)
         self.float8 = quant_config or self.float8
         if self.is_native_float8:
             self.native_float8 = frozenset(name for name, data in state_dict.items() if data.dtype == FLOAT8)
@@ -168,6 +169,9 @@ class DecoderConfig:
         if self.tie_word_embeddings:
             state_dict.pop("lm_head.weight", None)
         self.return_logits = return_logits
+
+    def read_weights(self, state_dict: MutableMapping[str, WeightData]) -> None:
+        """What the family learns from the weights, and changes in them, before the rest is settled."""
 
     @property
     def cached_layer_types(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from max.graph.weights import WeightData
 
 from architectures.layers.config import ENCODINGS, DecoderConfig, Encodings
 from pipelines.float8 import ENCODING as FLOAT8_ENCODING
-from pipelines.pipeline_model import ReturnLogits
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,10 @@ class Qwen3Config(DecoderConfig):
         }
         return {"experts": experts, "sparse_layers": frozenset(sparse if experts.num_experts else ())}
 
-    def finalize(
-        self,
-        huggingface_config: Any,
-        state_dict: MutableMapping[str, WeightData],
-        return_logits: ReturnLogits,
-        quant_config: Any | None = None,
-    ) -> None:
-        """As for every decoder; experts that a checkpoint keeps in one tensor become one tensor each."""
+    def read_weights(self, state_dict: MutableMapping[str, WeightData]) -> None:
+        """Experts that a checkpoint keeps in one tensor become one tensor each."""
         for layer in self.sparse_layers:
             _unstack_experts(state_dict, f"layers.{layer}.mlp.experts", self.experts)
-        super().finalize(huggingface_config, state_dict, return_logits, quant_config)
 
 
 def _unstack_experts(state_dict: MutableMapping[str, WeightData], name: str, experts: Experts | None) -> None:
