@@ -19,6 +19,9 @@ from architectures.layers.norm import RMSNorm
 from architectures.layers.weights import WeightTable
 from pipelines.pipeline_model import TracedGraph
 
+TILE = 64
+"""Columns that a GPU multiplies at a time."""
+
 
 def build_vision_graph(config: VisionConfig) -> TracedGraph:
     """pixel_values [num_images, channels, image_size, image_size] float32, on the first device, to features
@@ -62,7 +65,8 @@ class VisionTower:
         kernel_shape = [config.hidden_size, config.num_channels, size, size]
         kernel = self.weights.first(f"{name}.patch_embedding.weight", kernel_shape)
         bias = self.weights.first(f"{name}.patch_embedding.bias", [config.hidden_size])
-        patches_TD = matmul(ops.cast(rows, config.dtype), kernel.reshape((config.hidden_size, num_pixels))) + bias
+        kernel_rows = _with_whole_tiles(kernel.reshape((config.hidden_size, num_pixels)))
+        patches_TD = matmul(ops.cast(_with_whole_tiles(rows), config.dtype), kernel_rows) + bias
 
         places_PD = self.weights.first(f"{name}.position_embedding.weight", [side * side, config.hidden_size])
         patches_IPD = patches_TD.reshape((num_images, side * side, config.hidden_size))
@@ -105,3 +109,8 @@ class VisionTower:
     def layer_norm(self, x_TD: TensorValue, name: str) -> TensorValue:
         weight, bias = (self.weights.first(f"{name}.{part}", [self.config.hidden_size]) for part in ("weight", "bias"))
         return ops.layer_norm(x_TD, weight, bias, self.config.layer_norm_eps)
+
+
+def _with_whole_tiles(x_RK: TensorValue) -> TensorValue:
+    """Zeros at the end of each row: for a few odd columns, as the pixels of a patch are, no Hopper product compiles."""
+    return ops.pad(x_RK, [0, 0, 0, -int(x_RK.shape[1]) % TILE])
