@@ -8,6 +8,7 @@ with load_pipeline(PipelineConfig(model="google/gemma-3-1b-it")) as pipe:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import PipelineConfig
@@ -16,28 +17,30 @@ from pipelines.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pipelines.engine import TextChunk
+    from pipelines.images import load_image
     from pipelines.load import load_pipeline
+    from pipelines.prompts import ImagePrompt
     from pipelines.text_generation import GenerationOutput, TextGenerationPipeline
 
 __all__ = [
     "GenerationOutput",
+    "ImagePrompt",
     "InputError",
     "PipelineConfig",
     "SamplingParams",
     "TextChunk",
     "TextGenerationPipeline",
+    "load_image",
     "load_pipeline",
 ]
 
 
+MODULES = {"load_image": "pipelines.images", "load_pipeline": "pipelines.load"}
+
+
 def __getattr__(name: str) -> Any:
     """What needs MAX is imported when it is first asked for: `pipelines --help` must not wait for it."""
-    if name == "load_pipeline":
-        from pipelines.load import load_pipeline
-
-        return load_pipeline
-    if name in __all__:
-        from pipelines import text_generation
-
-        return getattr(text_generation, name)
-    raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+    module = import_module(MODULES.get(name, "pipelines.text_generation"))
+    return getattr(module, name)

@@ -21,6 +21,7 @@ from architectures.gemma3_multimodal.vision_weight_names import PREFIXES
 from pipelines.config import PipelineConfig
 from pipelines.context import ImageSpan, TextContext
 from pipelines.decoder_inputs import ImageInputs
+from pipelines.errors import InputError
 from pipelines.pipeline_model import ModelInputs, ModelOutputs, ReturnLogits
 from pipelines.progress import Stages
 from pipelines.weights import check_weights, materialize
@@ -68,14 +69,17 @@ class Gemma3MultimodalModel(Gemma3Model):
         """The vision tower.
 
         Raises:
-            InputError: A tensor that is missing, misshapen or unexpected.
-            ValueError: A value in `vision_config` that the graph can't honour.
+            InputError: A tensor that is missing, misshapen or unexpected, or a value in `vision_config` that the graph
+                can't honour.
         """
         config = self.config
         with self.stages.stage("graph", "vision tower"):
-            vision = VisionConfig.from_huggingface(
-                self.huggingface_config, config.dtype, config.matrix_dtype, config.devices
-            )
+            try:
+                vision = VisionConfig.from_huggingface(
+                    self.huggingface_config, config.dtype, config.matrix_dtype, config.devices
+                )
+            except ValueError as error:
+                raise InputError(f"config.json: {error}") from error
             traced = build_vision_graph(vision)
         check_weights(traced.weights, self.vision_state_dict)
         compiling = self.session.compile_async(traced.graph)

@@ -102,11 +102,10 @@ class Attention:
         attended = []
         for i, (shard, norms) in enumerate(zip(qkv, self._norm_weights(weights, name, counts), strict=True)):
             heads = self._normalize(shard, num_heads, norms)
-            q = (
-                self._rotate_and_store(heads, i, num_heads["q"], layer, rows)
-                if stores
-                else self._rotate(heads, i, rows)
-            )
+            if stores:
+                q = self._rotate_and_store(heads, i, num_heads["q"], layer, rows)
+            else:
+                q = self._rotate(heads, i, rows)
             attended.append(self._attend(q, i, layer, rows))
         out = Part(f"{name}.o_proj", self.num_heads * head_dim, self.num_heads)
         return row_parallel(weights, attended, out, self.hidden_size, self.bias)
