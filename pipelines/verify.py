@@ -86,7 +86,7 @@ def compare(our_logits: Logits, our_greedy: list[int], their_logits: Logits, the
 
 
 def load_reference(checkpoint: Checkpoint) -> Any:
-    """The checkpoint in transformers: float32, eager attention, float8 weights dequantized."""
+    """The checkpoint in transformers: float32, eager attention; float8 weights dequantized to bfloat16, as here."""
     import torch
     from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
@@ -95,7 +95,10 @@ def load_reference(checkpoint: Checkpoint) -> Any:
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path, dtype=torch.float32, attn_implementation="eager", **extra
+                checkpoint.path,
+                dtype=torch.bfloat16 if is_float8 else torch.float32,
+                attn_implementation="eager",
+                **extra,
             )
         except Exception as error:  # as many kinds as transformers has models
             reason = " ".join(str(error).split())[:200]
