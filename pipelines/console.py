@@ -18,7 +18,10 @@ from pipelines.registry import Registry
 from pipelines.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from pipelines.engine import Request
+    from pipelines.prompts import EncodedPrompt, PromptEncoder
     from pipelines.text_generation import TextGenerationPipeline
 
 
@@ -66,7 +69,6 @@ def generate_to_console(
     """
     from pipelines.images import load_image
     from pipelines.load import prepare_pipeline
-    from pipelines.prompts import ImagePrompt
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
@@ -74,12 +76,7 @@ def generate_to_console(
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
     loaded_images = [load_image(image, allow_private=True) for image in images]  # the user named them himself
     prepared = prepare_pipeline(config, stages)
-    is_chat = prepared.prompts.is_instruction_model if chat is None else chat
-    if is_chat:
-        kwargs = chat_template_kwargs or {}
-        encoded = [prepared.prompts.encode_chat(prompt, loaded_images, **kwargs) for prompt in prompts]
-    else:
-        encoded = [prepared.prompts.encode(ImagePrompt(prompt, loaded_images)) for prompt in prompts]
+    encoded = _encode(prepared.prompts, prompts, loaded_images, chat, chat_template_kwargs or {})
     with prepared.load() as pipe:
         start = time.perf_counter()
         requests = pipe.submit(encoded, params)
@@ -89,6 +86,21 @@ def generate_to_console(
             _print_text(pipe, requests)
         if stats:
             stages.note(_stats(pipe, time.perf_counter() - start))
+
+
+def _encode(
+    encoder: PromptEncoder,
+    prompts: Sequence[str],
+    images: Sequence[Image],
+    chat: bool | None,
+    chat_template_kwargs: Mapping[str, Any],
+) -> list[EncodedPrompt]:
+    """The prompts, each with all the images, as turns of a chat or as they are."""
+    from pipelines.prompts import ImagePrompt
+
+    if encoder.is_instruction_model if chat is None else chat:
+        return [encoder.encode_chat(prompt, images, **chat_template_kwargs) for prompt in prompts]
+    return [encoder.encode(ImagePrompt(prompt, images)) for prompt in prompts]
 
 
 def list_architectures() -> None:

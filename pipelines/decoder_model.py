@@ -45,7 +45,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return_logits: ReturnLogits = ReturnLogits.VARIABLE,
         stages: Stages | None = None,
     ) -> None:
-        self.pipeline_config, self.devices, self.state_dict = pipeline_config, devices, weights
+        self.pipeline_config, self.huggingface_config = pipeline_config, huggingface_config
+        self.devices, self.state_dict = devices, weights
         self.stages = stages or NullStages()
         self.config = self.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
         self.config.finalize(huggingface_config, weights, return_logits)

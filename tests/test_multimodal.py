@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from command import Caller
 from conftest import Loader
 from PIL import Image
 from reference import TOLERANCE, random_tokens, relative_difference
@@ -162,3 +165,25 @@ def test_an_image_that_no_step_has_room_for_is_refused(load: Loader) -> None:
 def test_a_model_of_text_alone_refuses_images(load: Loader) -> None:
     with pytest.raises(InputError, match="takes text alone"):
         load("demo").generate([ImagePrompt("x", [SMALL])])
+
+
+def test_the_command_reads_images(
+    load: Loader,
+    checkpoints: Mapping[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file and a data URI, in front of the text of each prompt, or where the prompt has them."""
+    WIDE.save(tmp_path / "wide.png")
+    data = base64.b64encode((tmp_path / "wide.png").read_bytes()).decode()
+    images = ["--image", str(tmp_path / "wide.png"), "--image", f"data:image/png;base64,{data}"]
+    prompts = ["w5 w6", f"w7 {BOI} w8 {BOI}"]
+    pipe, options = load(NAME), [part for prompt in prompts for part in ("--prompt", prompt)]
+    expected = pipe.generate([pipe.prompts.encode_chat(prompt, [WIDE, WIDE]) for prompt in prompts], GREEDY)
+    shared = ["--model", str(checkpoints[NAME]), "--max-new-tokens", "30", "--json"]
+    result = Caller(capsys, monkeypatch)("generate", *shared, *images, *options)
+    assert result.code == 0
+    tokens = [json.loads(line)["tokens"] for line in result.out.splitlines()]
+    for ours, output in zip(tokens, expected, strict=True):
+        assert ours == output.tokens[: len(ours)]

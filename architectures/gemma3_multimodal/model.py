@@ -9,21 +9,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Device
 from max.engine import InferenceSession, Model
-from max.graph.weights import WeightData
 
 from architectures.gemma3 import Gemma3Model
 from architectures.gemma3.graph import build_graph
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
 from architectures.gemma3_multimodal.vision_weight_names import PREFIXES
-from pipelines.config import PipelineConfig
 from pipelines.context import ImageSpan, TextContext
 from pipelines.decoder_inputs import ImageInputs
 from pipelines.errors import InputError
-from pipelines.pipeline_model import ModelInputs, ModelOutputs, ReturnLogits
-from pipelines.progress import Stages
+from pipelines.pipeline_model import ModelInputs, ModelOutputs
 from pipelines.weights import check_weights, materialize
 
 Features = npt.NDArray[np.float32]
@@ -38,23 +34,14 @@ class Gemma3MultimodalModel(Gemma3Model):
     The latter two are compiled when the first image comes: who asks about text alone does not wait for them.
     """
 
-    def __init__(
-        self,
-        pipeline_config: PipelineConfig,
-        session: InferenceSession,
-        devices: Sequence[Device],
-        huggingface_config: Any,
-        weights: dict[str, WeightData],
-        return_logits: ReturnLogits = ReturnLogits.VARIABLE,
-        stages: Stages | None = None,
-    ) -> None:
-        self.session, self.huggingface_config = session, huggingface_config
-        self.vision_state_dict = {
-            name: data for name, data in weights.items() if name.startswith(tuple(PREFIXES.values()))
-        }
-        text = {name: data for name, data in weights.items() if name not in self.vision_state_dict}
-        super().__init__(pipeline_config, session, devices, huggingface_config, text, return_logits, stages)
+    def load_model(self, session: InferenceSession) -> Model:
+        """The text model; the weights of the image side are left for later."""
+        of_images = tuple(PREFIXES.values())
+        self.session = session
+        self.vision_state_dict = {name: data for name, data in self.state_dict.items() if name.startswith(of_images)}
+        self.state_dict = {name: data for name, data in self.state_dict.items() if name not in self.vision_state_dict}
         self._features: OrderedDict[bytes, Features] = OrderedDict()
+        return super().load_model(session)
 
     @cached_property
     def image_model(self) -> Model:
