@@ -89,7 +89,9 @@ def load_reference(checkpoint: Checkpoint) -> Any:
     """The checkpoint in transformers: float32, eager attention; float8 weights dequantized to bfloat16, as here."""
     import torch
     from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     is_float8 = "quantization_config" in checkpoint.config
     extra = {"quantization_config": FineGrainedFP8Config(dequantize=True)} if is_float8 else {}
     with quiet():
