@@ -20,11 +20,10 @@ from pathlib import Path
 
 import click
 from checkpoints import BYTES, read_tensor_list, write_random_checkpoint
+from generate import CONFIGS, DEMO
 
 from pipelines.registry import Registry
 
-CONFIGS = Path(__file__).parents[1] / "tests" / "configs"
-DEMO = Path(__file__).parents[1] / "pipelines" / "demo-base"
 COMMAND = Path(sys.executable).with_name("pipelines")
 
 

@@ -111,8 +111,7 @@ class PromptEncoder:
     ) -> EncodedPrompt:
         if images:
             text = self._with_image_tokens(text, len(images))
-        options = {} if add_special_tokens else {"add_special_tokens": False}
-        tokens = self._checked(self.tokenizer.encode(text, **options), num_new)
+        tokens = self._checked(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), num_new)
         return EncodedPrompt(tokens, self._spans(tokens, images) if images else ())
 
     def _with_image_tokens(self, text: str, num_images: int) -> str:

@@ -24,9 +24,13 @@ class SupportedArchitecture:
     pipeline_model: type[Any]  # a PipelineModel
     adapt_name: Callable[[str], str | None]  # checkpoint's tensor name -> graph's; None: dropped; KeyError: unknown
     sizes: str = ""  # as the models' names say them, "270M, 1B"
-    takes: str = "text"  # what a prompt may have: "text", "text and images"
     image_processor: Callable[..., Any] | None = None  # (folder, huggingface_config) -> an ImageProcessor
     lookup_tables: tuple[str, ...] = ()  # weights of which rows are read from the mapped file: they take no memory
+
+    @property
+    def takes(self) -> str:
+        """What a prompt may have."""
+        return "text" if self.image_processor is None else "text and images"
 
 
 @dataclass(frozen=True)

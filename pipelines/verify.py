@@ -138,10 +138,12 @@ def _run_reference(model: Any, prompt: list[int], num_new: int) -> tuple[Logits,
 
     with torch.inference_mode():
         output = model(torch.tensor([prompt]), use_cache=True)
-        logits, greedy = output.logits[0].float().numpy(), []
-        for _ in range(num_new):
+        logits = output.logits[0].float().numpy()
+        greedy: list[int] = []
+        while len(greedy) < num_new:
+            if greedy:
+                output = model(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
             greedy.append(int(output.logits[0, -1].argmax()))
-            output = model(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
     return logits, greedy
 
 

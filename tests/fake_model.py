@@ -76,7 +76,7 @@ class FakeTokenizer:
     eos_token_ids = (EOS,)
     has_chat_template = False
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [ord(character) - ord("0") for character in text if character != " "]
 
     def detokenizer(self) -> IncrementalDetokenizer:

@@ -39,22 +39,25 @@ COMMON: dict[str, Any] = {
 }
 
 
-def gemma3(folder: Path) -> None:
-    """A head of its own, biases, scaled RoPE, a scale that is not head_dim's, one KV head, soft-capped logits."""
-    config = Gemma3TextConfig(
+def gemma3_config(**traits: Any) -> Gemma3TextConfig:
+    """A head of its own, biases, scaled RoPE, a scale that is not head_dim's, one KV head."""
+    return Gemma3TextConfig(
         **COMMON | {"num_hidden_layers": 4, "num_key_value_heads": 1},
         query_pre_attn_scalar=24,
-        sliding_window=256,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
         rope_parameters={
             "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
             "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
         },
         attention_bias=True,
-        final_logit_softcapping=5.0,
         tie_word_embeddings=False,
+        **traits,
     )
-    write(folder, Gemma3ForCausalLM(config))
+
+
+def gemma3(folder: Path) -> None:
+    """Soft-capped logits too."""
+    write(folder, Gemma3ForCausalLM(gemma3_config(sliding_window=256, final_logit_softcapping=5.0)))
 
 
 def llama3(folder: Path) -> None:

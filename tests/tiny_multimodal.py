@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from published import FOLDERS
-from tiny_models import COMMON
+from tiny_models import COMMON, gemma3_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
@@ -57,28 +56,12 @@ def tiny_config() -> Gemma3Config:
         vision_use_head=False,
     )
     return Gemma3Config(
-        text_config=text_config(),
+        text_config=gemma3_config(sliding_window=128),
         vision_config=vision,
         mm_tokens_per_image=16,
         boi_token_index=BOI,
         eoi_token_index=EOI,
         image_token_index=IMAGE,
-        tie_word_embeddings=False,
-    )
-
-
-def text_config() -> Gemma3TextConfig:
-    """A head of its own, biases, scaled RoPE, a scale that is not head_dim's, one KV head, a short window."""
-    return Gemma3TextConfig(
-        **COMMON | {"num_hidden_layers": 4, "num_key_value_heads": 1},
-        query_pre_attn_scalar=24,
-        sliding_window=128,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
-        rope_parameters={
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-            "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
-        },
-        attention_bias=True,
         tie_word_embeddings=False,
     )
 

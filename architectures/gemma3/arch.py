@@ -10,7 +10,6 @@ from pipelines.registry import SupportedArchitecture
 gemma3 = SupportedArchitecture(
     name="Gemma3ForCausalLM",
     sizes="270M, 1B",
-    takes="text",
     example_repo_ids=("google/gemma-3-270m-it", "google/gemma-3-1b-it"),
     encodings=Gemma3Config.encodings,
     config=Gemma3Config,

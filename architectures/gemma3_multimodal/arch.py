@@ -11,7 +11,6 @@ from pipelines.registry import SupportedArchitecture
 gemma3_multimodal = SupportedArchitecture(
     name="Gemma3ForConditionalGeneration",
     sizes="4B, 12B, 27B",
-    takes="text and images",
     example_repo_ids=("google/gemma-3-4b-it", "google/gemma-3-12b-it", "google/gemma-3-27b-it"),
     encodings=Gemma3Config.encodings,
     config=Gemma3Config,

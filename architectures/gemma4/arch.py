@@ -10,7 +10,6 @@ from pipelines.registry import SupportedArchitecture
 gemma4 = SupportedArchitecture(
     name="Gemma4ForCausalLM",
     sizes="E2B, E4B, 31B",
-    takes="text",
     example_repo_ids=(),
     encodings=Gemma4Config.encodings,
     config=Gemma4Config,
@@ -22,7 +21,6 @@ gemma4 = SupportedArchitecture(
 gemma4_text_of_multimodal = SupportedArchitecture(
     name="Gemma4ForConditionalGeneration",
     sizes="E2B, E4B, 31B",
-    takes="text",
     example_repo_ids=("google/gemma-4-E2B-it", "google/gemma-4-E4B-it", "google/gemma-4-31B-it"),
     encodings=Gemma4Config.encodings,
     config=Gemma4Config,

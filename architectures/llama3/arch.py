@@ -10,7 +10,6 @@ from pipelines.registry import SupportedArchitecture
 llama3 = SupportedArchitecture(
     name="LlamaForCausalLM",
     sizes="1B, 8B",
-    takes="text",
     example_repo_ids=("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
     encodings=Llama3Config.encodings,
     config=Llama3Config,

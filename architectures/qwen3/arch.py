@@ -10,7 +10,6 @@ from pipelines.registry import SupportedArchitecture
 qwen3 = SupportedArchitecture(
     name="Qwen3ForCausalLM",
     sizes="0.6B to 32B",
-    takes="text",
     example_repo_ids=(
         *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")),
         "Qwen/Qwen3-4B-Instruct-2507",
@@ -26,7 +25,6 @@ qwen3 = SupportedArchitecture(
 qwen3_moe = SupportedArchitecture(
     name="Qwen3MoeForCausalLM",
     sizes="30B-A3B",
-    takes="text",
     example_repo_ids=("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-30B-A3B-FP8"),
     encodings=Qwen3Config.encodings,
     config=Qwen3Config,
