@@ -13,7 +13,7 @@ import click
 
 from pipelines.config import ENCODINGS, PipelineConfig, parse_memory
 from pipelines.errors import InputError
-from pipelines.sampling_params import SamplingParams
+from pipelines.sampling.params import SamplingParams
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -122,7 +122,7 @@ _MODEL_OPTIONS = (
 @click.option("--stats", is_flag=True, help="Speed and memory on stderr at the end.")
 def generate(**options: Any) -> None:
     """Complete prompts. The text goes to stdout as it is made, all else to stderr."""
-    from pipelines.console import generate_to_console, read_prompts
+    from pipelines.commands.console import generate_to_console, read_prompts
 
     sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
     output = _take(options, "images", "chat", "as_json", "stats")
@@ -141,7 +141,7 @@ def verify(prompts: tuple[str, ...], tolerance: float | None, **options: Any) ->
 
     Exits with 1 if a difference is larger than the tolerance.
     """
-    from pipelines.console import verify_to_console
+    from pipelines.commands.console import verify_to_console
 
     if not verify_to_console(_config(options), prompts, tolerance):
         raise click.exceptions.Exit(1)
@@ -150,7 +150,7 @@ def verify(prompts: tuple[str, ...], tolerance: float | None, **options: Any) ->
 @commands.command(name="list")
 def list_command() -> None:
     """Show the architectures, example models, and the encodings that each kind of device runs."""
-    from pipelines.console import list_architectures
+    from pipelines.commands.console import list_architectures
 
     list_architectures()
 

@@ -24,7 +24,7 @@ START = time.perf_counter()
 
 def open_pipelines(model: Path, max_length: int, encoding: str) -> tuple[Generate, dict[str, Any]]:
     from pipelines import PipelineConfig, SamplingParams, load_pipeline
-    from pipelines.progress import NullStages
+    from pipelines.stages import NullStages
 
     stages = NullStages()
     config = PipelineConfig(model=str(model), max_length=max_length, max_batch_size=1, quantization_encoding=encoding)

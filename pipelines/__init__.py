@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import PipelineConfig
 from pipelines.errors import InputError
-from pipelines.sampling_params import SamplingParams
+from pipelines.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from pipelines.engine import TextChunk
-    from pipelines.images import load_image
+    from pipelines.engine.engine import TextChunk
     from pipelines.load import load_pipeline
-    from pipelines.prompts import ImagePrompt
+    from pipelines.media.images import load_image
+    from pipelines.text.prompts import ImagePrompt
     from pipelines.text_generation import GenerationOutput, TextGenerationPipeline
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-MODULES = {"load_image": "pipelines.images", "load_pipeline": "pipelines.load"}
+MODULES = {"load_image": "pipelines.media.images", "load_pipeline": "pipelines.load"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from pipelines.sampling_params import SamplingParams
+from pipelines.sampling.params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
 

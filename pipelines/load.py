@@ -14,15 +14,15 @@ from max.engine import InferenceSession
 from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
-from pipelines.checkpoint import Checkpoint, resolve_config
 from pipelines.config import PipelineConfig, open_devices
 from pipelines.errors import InputError
-from pipelines.progress import NullStages, Stages
-from pipelines.prompts import ImageProcessor, PromptEncoder
+from pipelines.loading.checkpoint import Checkpoint, resolve_config
+from pipelines.loading.weights import open_state_dict
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
+from pipelines.stages import NullStages, Stages
+from pipelines.text.prompts import ImageProcessor, PromptEncoder
+from pipelines.text.tokenizer import TextTokenizer
 from pipelines.text_generation import TextGenerationPipeline
-from pipelines.tokenizer import TextTokenizer
-from pipelines.weights import open_state_dict
 
 
 def load_pipeline(config: PipelineConfig, stages: Stages | None = None) -> TextGenerationPipeline:

@@ -16,9 +16,9 @@ from max.engine import InferenceSession, Model
 from max.graph import Graph
 from max.graph.weights import WeightData
 
+from architectures.decoder.inputs import DecoderBuffers, allocate_signal_buffers
 from kv_cache import KVCacheParams
-from pipelines.decoder_inputs import DecoderBuffers, allocate_signal_buffers
-from pipelines.weights import WeightSpec
+from pipelines.loading.weights import WeightSpec
 
 if TYPE_CHECKING:
     from pipelines.config import PipelineConfig

@@ -14,14 +14,14 @@ import numpy.typing as npt
 from kv_cache import KVCacheManager
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
-from pipelines.detokenizer import StopChecker
-from pipelines.engine import Engine, Request, TextChunk
+from pipelines.engine.engine import Engine, Request, TextChunk
 from pipelines.errors import InputError
-from pipelines.log_probabilities import TokenLogProbs
 from pipelines.pipeline_model import PipelineModel
-from pipelines.prompts import EncodedPrompt, ImagePrompt, Prompt, PromptEncoder
-from pipelines.sampling import Sampler
-from pipelines.sampling_params import SamplingParams
+from pipelines.sampling.log_probabilities import TokenLogProbs
+from pipelines.sampling.params import SamplingParams
+from pipelines.sampling.sampler import Sampler
+from pipelines.text.detokenizer import StopChecker
+from pipelines.text.prompts import EncodedPrompt, ImagePrompt, Prompt, PromptEncoder
 
 LOGITS_BYTES = 256 * 2**20
 """How much a step may return when the logits of all positions are wanted."""

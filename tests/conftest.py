@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import tiny_models
+from loader import Loader
 from reference import Reference
 from tiny_multimodal import write_tiny_gemma3_multimodal
 from transformers.utils.logging import disable_progress_bar
 
 from pipelines import PipelineConfig, TextGenerationPipeline, load_pipeline
-from pipelines.checkpoint import DEMO_FOLDER
+from pipelines.loading.checkpoint import DEMO_FOLDER
 
 disable_progress_bar()  # what transformers writes on stderr would mix with what commands do
 
-Loader = Callable[..., TextGenerationPipeline]
 WRITERS = {"gemma3_multimodal": write_tiny_gemma3_multimodal}
 REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin"}
 

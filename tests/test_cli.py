@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 from command import Caller, Result, read_until, run, started
-from conftest import Loader
+from loader import Loader
 
 import cli
-from pipelines.checkpoint import DEMO_FOLDER
+from pipelines.loading.checkpoint import DEMO_FOLDER
 from pipelines.registry import Registry
 
 PROMPTS = ["def first(items):\n    ", "import os", "class Größe:\n"]

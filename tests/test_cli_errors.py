@@ -13,7 +13,7 @@ import pytest
 from command import Caller, run
 from PIL import Image
 
-from pipelines.checkpoint import DEMO_FOLDER
+from pipelines.loading.checkpoint import DEMO_FOLDER
 
 Header = dict[str, dict[str, Any]]
 UP_PROJ, NORM = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"

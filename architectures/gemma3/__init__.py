@@ -1,7 +1,7 @@
 """Gemma 3 text (https://arxiv.org/abs/2503.19786)."""
 
+from architectures.decoder.inputs import DecoderInputs as Gemma3Inputs
 from architectures.gemma3.model import Gemma3Model
 from architectures.gemma3.model_config import Gemma3Config
-from pipelines.decoder_inputs import DecoderInputs as Gemma3Inputs
 
 __all__ = ["Gemma3Config", "Gemma3Inputs", "Gemma3Model"]

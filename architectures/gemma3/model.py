@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from architectures.decoder.model import DecoderModel
 from architectures.gemma3.graph import build_graph
 from architectures.gemma3.model_config import Gemma3Config
-from pipelines.decoder_model import DecoderModel
 
 
 class Gemma3Model(DecoderModel):

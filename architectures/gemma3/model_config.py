@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from architectures.layers.config import DecoderConfig
+from architectures.decoder.config import DecoderConfig
 
 
 @dataclass(kw_only=True)

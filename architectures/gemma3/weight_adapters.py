@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from architectures.layers.weight_names import adapt_text_name
+from architectures.decoder.weight_adapters import adapt_text_name
 
 IMAGE_PREFIXES = (
     "vision_tower.",

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from max.engine import InferenceSession, Model
 
+from architectures.decoder.inputs import ImageInputs
 from architectures.gemma3 import Gemma3Model
 from architectures.gemma3.graph import build_graph
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
 from architectures.gemma3_multimodal.vision_weight_names import PREFIXES
 from pipelines.context import ImageSpan, TextContext
-from pipelines.decoder_inputs import ImageInputs
 from pipelines.errors import InputError
+from pipelines.loading.weights import check_weights, materialize
 from pipelines.pipeline_model import ModelInputs, ModelOutputs
-from pipelines.weights import check_weights, materialize
 
 Features = npt.NDArray[np.float32]
 

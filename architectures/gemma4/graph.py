@@ -9,15 +9,15 @@ import math
 
 from max.graph import DeviceRef, TensorValue, ops
 
+from architectures.decoder.graph import Outputs, add, embed, logits, trace
+from architectures.decoder.inputs import DecoderValues
 from architectures.gemma4.model_config import PER_LAYER_TABLE, Gemma4Config
 from architectures.layers.attention import FULL, Attention, Rows
 from architectures.layers.collectives import all_reduce, broadcast
-from architectures.layers.decoder import Outputs, add, embed, logits, trace
 from architectures.layers.linear import matmul
 from architectures.layers.mlp import ACTIVATIONS, gated_mlp
 from architectures.layers.norm import RMSNorm
 from architectures.layers.weights import Shards, WeightTable
-from pipelines.decoder_inputs import DecoderValues
 from pipelines.pipeline_model import TracedGraph
 
 

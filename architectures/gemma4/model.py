@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from architectures.decoder.model import DecoderModel
 from architectures.gemma4.graph import build_graph
 from architectures.gemma4.model_config import Gemma4Config
-from pipelines.decoder_model import DecoderModel
 
 
 class Gemma4Model(DecoderModel):

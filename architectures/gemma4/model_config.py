@@ -12,8 +12,8 @@ from typing import Any
 from max.dtype import DType
 from max.graph.weights import WeightData
 
+from architectures.decoder.config import DecoderConfig
 from architectures.layers.attention import FULL
-from architectures.layers.config import DecoderConfig
 
 PER_LAYER_TABLE = "embed_tokens_per_layer.weight"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from architectures.layers.weight_names import adapt_text_name
+from architectures.decoder.weight_adapters import adapt_text_name
 
 IMAGE_AND_AUDIO_PREFIXES = ("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")
 

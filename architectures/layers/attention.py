@@ -12,12 +12,12 @@ from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_ragged_with_position_ids, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
+from architectures.decoder.inputs import DecoderValues
 from architectures.layers.collectives import broadcast
 from architectures.layers.linear import column_parallel, row_parallel
 from architectures.layers.norm import RMSNorm
 from architectures.layers.weights import Part, Shards, WeightTable
 from kv_cache import PageGroup
-from pipelines.decoder_inputs import DecoderValues
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """The types of layers; a page group and a RoPE table of the same name belong to each."""

@@ -12,7 +12,7 @@ from max.nn.kernels import (
 from max.nn.quant_config import InputScaleSpec, ScaleGranularity, ScaleOrigin, WeightScaleSpec
 
 from architectures.layers.weights import Float8Matrix
-from pipelines.float8 import FLOAT8
+from pipelines.loading.float8 import FLOAT8
 
 
 def float8_matmul(x_TI: TensorValue, weight: Float8Matrix) -> TensorValue:

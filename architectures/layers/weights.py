@@ -10,8 +10,8 @@ from typing import TypeAlias
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, Weight
 
-from pipelines.float8 import FLOAT8, SCALE_SUFFIX, Float8Config
-from pipelines.weights import WeightSource, WeightSpec
+from pipelines.loading.float8 import FLOAT8, SCALE_SUFFIX, Float8Config
+from pipelines.loading.weights import WeightSource, WeightSpec
 
 Shards = list[TensorValue]
 """One value a device: either equal copies or the parts of a whole."""

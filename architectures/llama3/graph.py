@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from architectures.decoder.graph import Outputs, add, embed, logits, trace
+from architectures.decoder.inputs import DecoderValues
 from architectures.layers.attention import Attention, Rows
 from architectures.layers.collectives import all_reduce
-from architectures.layers.decoder import Outputs, add, embed, logits, trace
 from architectures.layers.mlp import gated_mlp
 from architectures.layers.norm import RMSNorm
 from architectures.layers.weights import Shards, WeightTable
 from architectures.llama3.model_config import Llama3Config
-from pipelines.decoder_inputs import DecoderValues
 from pipelines.pipeline_model import TracedGraph
 
 

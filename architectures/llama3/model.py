@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from architectures.decoder.model import DecoderModel
 from architectures.llama3.graph import build_graph
 from architectures.llama3.model_config import Llama3Config
-from pipelines.decoder_model import DecoderModel
 
 
 class Llama3Model(DecoderModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from architectures.layers.weight_names import adapt_text_name
+from architectures.decoder.weight_adapters import adapt_text_name
 from architectures.qwen3.model import Qwen3Model
 from architectures.qwen3.model_config import Qwen3Config
 from pipelines.registry import SupportedArchitecture

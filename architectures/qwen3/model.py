@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from architectures.decoder.model import DecoderModel
 from architectures.qwen3.graph import build_graph
 from architectures.qwen3.model_config import Qwen3Config
-from pipelines.decoder_model import DecoderModel
 
 
 class Qwen3Model(DecoderModel):

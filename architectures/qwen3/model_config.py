@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from max.graph import Shape
 from max.graph.weights import WeightData
 
-from architectures.layers.config import ENCODINGS, DecoderConfig, Encodings
-from pipelines.float8 import ENCODING as FLOAT8_ENCODING
+from architectures.decoder.config import ENCODINGS, DecoderConfig, Encodings
+from pipelines.loading.float8 import ENCODING as FLOAT8_ENCODING
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The step loop: what runs next, and what becomes of it."""

@@ -1,0 +1,266 @@
+"""From the tensors of a checkpoint to the weights of a graph: opened, checked, made one at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.graph import Shape
+from max.graph.weights import WeightData
+
+from pipelines.errors import InputError
+from pipelines.loading.cast import can_cast, cast_into
+from pipelines.loading.float8 import FLOAT8, SCALE_SUFFIX, Float8Config, ScaledRows
+from pipelines.loading.safetensors_file import STORED_AS, Array, drop_resident_pages, read_tensors, storage_dtype
+
+CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
+CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is given back
+ALIGNMENT_BYTES = 64  # kernels load the widest vectors from weights, and crash where these don't begin at such a place
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """A tensor of the state dict that is, or is part of, one graph weight.
+
+    ``units`` says into how many equal pieces ``shard_axis`` may be cut: heads for a projection, the axis's size where
+    any cut is right, 1 for what every shard holds whole. Shards in excess of the units share them in equal runs.
+    """
+
+    name: str
+    units: int = 1
+
+    def part(self, size: int, shard: int, num_shards: int) -> slice:
+        """What ``shard`` holds of an axis of ``size``.
+
+        Raises ValueError if the units can't be spread evenly.
+        """
+        num_parts = min(self.units, num_shards)
+        if size % self.units or self.units % num_parts or num_shards % num_parts:
+            raise ValueError(f"{self.name}: {size} in {self.units} units can't be spread over {num_shards} shards")
+        part_size, part = size // num_parts, shard * num_parts // num_shards
+        return slice(part * part_size, (part + 1) * part_size)
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How one graph weight is made from checkpoint tensors.
+
+    ``shape`` and ``dtype`` are those of one shard, as the graph declares it; ``source_shapes`` those of the whole
+    tensors, as the checkpoint must hold them. Each source is cut along ``shard_axis`` (None: not at all), then the
+    pieces are joined along axis 0. ``shard`` is also the number of the device. ``float8`` says how sources in float8
+    are scaled, which are dequantized unless the weight is float8 too. ``is_on_host``: whatever the devices are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    sources: tuple[WeightSource, ...]
+    source_shapes: tuple[tuple[int, ...], ...]
+    shard_axis: int | None = None
+    shard: int = 0
+    num_shards: int = 1
+    float8: Float8Config | None = None
+    is_on_host: bool = False
+
+    def pieces(self, state_dict: Mapping[str, WeightData]) -> list[Piece]:
+        """The source tensors, each cut down to what this shard holds."""
+        return [
+            self._piece(source, shape, state_dict)
+            for source, shape in zip(self.sources, self.source_shapes, strict=True)
+        ]
+
+    def is_dequantized(self, source: DType) -> bool:
+        """Whether a source of this type has scales that are multiplied in."""
+        return self.float8 is not None and source == FLOAT8 != self.dtype
+
+    def _piece(self, source: WeightSource, shape: tuple[int, ...], state_dict: Mapping[str, WeightData]) -> Piece:
+        data = state_dict[source.name]
+        array, first = data.data, [0] * len(shape)
+        assert isinstance(array, np.ndarray)
+        if self.shard_axis is not None:
+            part = source.part(shape[self.shard_axis], self.shard, self.num_shards)
+            first[self.shard_axis] = part.start
+            array = array[(slice(None),) * self.shard_axis + (part,)]
+        if not self.is_dequantized(data.dtype):
+            return Piece(array, data.dtype)
+        assert self.float8 is not None
+        scales = _as_float32(state_dict[source.name + SCALE_SUFFIX])
+        return Piece(array, data.dtype, ScaledRows(array, scales, (first[0], first[1]), self.float8.block))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one source gives to a weight: a view of the mapped file, and its scales where it has some."""
+
+    array: Array
+    dtype: DType
+    scaled: ScaledRows | None = None
+
+    def cast_into(self, target: Array, dtype: DType, rows: slice) -> None:
+        """Write these rows into ``target``; those with scales rounded to bfloat16, whatever the target's type."""
+        if self.scaled is None:
+            cast_into(target, dtype, np.atleast_1d(self.array)[rows], self.dtype)
+            return
+        values = self.scaled.dequantize(rows)
+        rounded = np.empty(values.shape, np.uint16)
+        cast_into(rounded, DType.bfloat16, values, DType.float32)
+        cast_into(target, dtype, rounded, DType.bfloat16)
+
+
+def open_state_dict(paths: Sequence[Path], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
+    """Map safetensors files into memory and name their tensors as the graph does.
+
+    ``adapt_name`` turns a checkpoint's name into a graph's, gives None for a tensor that is dropped on purpose and
+    raises KeyError for one it doesn't know. ``WeightData.name`` keeps the checkpoint's name, for messages.
+
+    Raises InputError for a damaged file, an unknown tensor, or two tensors that become the same weight.
+    """
+    state_dict: dict[str, WeightData] = {}
+    for path in paths:
+        for tensor in read_tensors(path):
+            name = _adapted(adapt_name, tensor.name, path)
+            if name is None:
+                continue
+            if name in state_dict:
+                both = f"'{state_dict[name].name}' and '{tensor.name}'"
+                raise InputError(f"tensors {both} in {path.parent} would both be '{name}': remove one of them")
+            state_dict[name] = WeightData(tensor.array(), tensor.name, tensor.dtype, Shape(tensor.shape))
+    return state_dict
+
+
+def _adapted(adapt_name: Callable[[str], str | None], name: str, path: Path) -> str | None:
+    try:
+        return adapt_name(name)
+    except KeyError:
+        raise InputError(f"unexpected tensor '{name}' in {path}: its architecture doesn't have it") from None
+
+
+def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData]) -> None:
+    """See that the checkpoint holds what the graph needs and nothing else, before anything is compiled.
+
+    Raises InputError naming the tensor that is missing, misshapen, of a type that can't be cast, or left over.
+    """
+    used = set()
+    for spec in specs:
+        for source, shape in zip(spec.sources, spec.source_shapes, strict=True):
+            used |= _check_source(source.name, shape, spec, state_dict)
+    unused = [data.name for name, data in state_dict.items() if name not in used]
+    if unused:
+        others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise InputError(f"unexpected tensor '{unused[0]}'{others}: config.json describes a model without it")
+
+
+def _check_source(
+    name: str, shape: tuple[int, ...], spec: WeightSpec, state_dict: Mapping[str, WeightData]
+) -> set[str]:
+    """The names of the tensors that the source is made of, once they are seen to be right."""
+    data = state_dict.get(name)
+    if data is None:
+        raise InputError(f"missing tensor '{name}': config.json describes a model with it, the checkpoint has none")
+    found = tuple(int(dim) for dim in data.shape)
+    if found != shape:
+        raise InputError(f"tensor '{data.name}' has shape {list(found)}, but config.json asks for {list(shape)}")
+    if spec.float8 is not None and spec.is_dequantized(data.dtype):
+        _check_source(name + SCALE_SUFFIX, spec.float8.scale_shape(shape), SCALES, state_dict)
+        return {name, name + SCALE_SUFFIX}
+    if not can_cast(data.dtype, spec.dtype):
+        raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {spec.dtype.name}")
+    return {name}
+
+
+SCALES = WeightSpec("scales", (), DType.float32, (), ())
+"""What the scales of a dequantized weight are read as."""
+
+
+def _as_float32(data: WeightData) -> npt.NDArray[np.float32]:
+    array = data.data
+    assert isinstance(array, np.ndarray)
+    values = np.empty(array.shape, np.float32)
+    cast_into(values, DType.float32, array, data.dtype)
+    return values
+
+
+def materialize(
+    specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData], devices: Sequence[Device]
+) -> dict[str, Array | Buffer]:
+    """Make the graph's weights, one at a time: cut, cast, joined and placed. ``check_weights`` comes first.
+
+    A weight is a numpy array, or a Buffer where numpy lacks the type. One that needs no work and lies well in the file
+    is a view of the mapping, not a copy, so the result must live as long as the model that is loaded with it.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {spec.name: _place(_make(spec, state_dict, pool), spec, devices) for spec in specs}
+
+
+def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) -> Array | Buffer:
+    device = devices[spec.shard]
+    if device.is_host or spec.is_on_host:
+        return weight
+    return (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(device)
+
+
+def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:
+    pieces = spec.pieces(state_dict)
+    if [piece.dtype for piece in pieces] == [spec.dtype] and _can_be_used_in_place(pieces[0].array, spec):
+        result = pieces[0].array
+    else:
+        result = _aligned_empty(_joined_shape([piece.array for piece in pieces]), storage_dtype(spec.dtype))
+        row = 0
+        for piece in pieces:
+            rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece.array).shape[0]]
+            _fill(rows, spec.dtype, piece, pool)
+            row += len(rows)
+    if result.shape != spec.shape:
+        raise ValueError(f"weight {spec.name} was made with shape {result.shape}, its graph declares {spec.shape}")
+    return Buffer.from_numpy(result).view(spec.dtype, spec.shape) if spec.dtype in STORED_AS else result
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    size_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+def _can_be_used_in_place(array: Array, spec: WeightSpec) -> bool:
+    """Whether kernels can read the mapped file. The lookup of a table's rows reads them wherever they are."""
+    alignment = array.itemsize if spec.is_on_host else ALIGNMENT_BYTES
+    return array.flags.c_contiguous and array.ctypes.data % alignment == 0
+
+
+def _joined_shape(pieces: Sequence[Array]) -> tuple[int, ...]:
+    first = pieces[0].shape
+    return first if len(pieces) == 1 else (sum(piece.shape[0] for piece in pieces), *first[1:])
+
+
+def _fill(target: Array, dtype: DType, piece: Piece, pool: ThreadPoolExecutor) -> None:
+    """Cast a piece into ``target`` on all cores (numpy lets go of the GIL), a slab of memory at a time."""
+    num_rows = max(1, CHUNK_SIZE // max(1, target[0].size)) if len(target) else 1
+    starts = range(0, len(target), num_rows)
+
+    def fill_chunk(start: int) -> None:
+        rows = slice(start, start + num_rows)
+        piece.cast_into(target[rows], dtype, rows)
+
+    for slab in range(0, len(starts), CHUNKS_PER_SLAB):
+        for _ in pool.map(fill_chunk, starts[slab : slab + CHUNKS_PER_SLAB]):
+            pass
+        drop_resident_pages(piece.array)
+
+
+def same_values(one: WeightData, other: WeightData) -> bool:
+    """Whether two tensors of the state dict hold the same numbers in the same type; reads no further than it must."""
+    if one.dtype != other.dtype or tuple(one.shape) != tuple(other.shape):
+        return False
+    a, b = np.asarray(one.data).reshape(-1), np.asarray(other.data).reshape(-1)
+    starts = range(0, a.size, CHUNK_SIZE)
+    return all(np.array_equal(a[start : start + CHUNK_SIZE], b[start : start + CHUNK_SIZE]) for start in starts)

@@ -1,0 +1,183 @@
+"""Every published model becomes a configuration and a traced graph, without weights, on CPU and GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from max.dtype import DType
+from published import FOLDERS, REFUSED, SUPPORTED, architecture_of, configured, encodings_of, state_dict_of
+from transformers import AutoConfig
+
+from architectures.gemma3.graph import build_graph
+from architectures.gemma3_multimodal.vision_config import VisionConfig
+from architectures.gemma3_multimodal.vision_graph import build_vision_graph
+from pipelines import PipelineConfig
+from pipelines.loading.weights import check_weights
+from pipelines.registry import Registry
+
+RUNS = [
+    (folder, devices, encoding)
+    for folder in SUPPORTED.values()
+    for devices in ("cpu", "gpu", "gpu:0,1,2,3")
+    for encoding in encodings_of(folder, devices[:3])
+    if devices != "gpu:0,1,2,3" or encoding != "float32"
+]
+
+
+@pytest.mark.parametrize(("folder", "devices", "encoding"), RUNS, ids=lambda value: getattr(value, "name", value))
+def test_a_published_config_traces_and_finds_all_its_weights(folder: Path, devices: str, encoding: str) -> None:
+    weights = state_dict_of(folder)
+    config = configured(folder, devices, encoding, weights)
+    specs = list(architecture_of(folder).pipeline_model.build_graph(config).weights)
+    if architecture_of(folder).image_processor is not None:
+        specs += build_vision_graph(vision_config(folder, config)).weights
+    check_weights(specs, weights)
+    assert len(config.get_kv_params().devices) == len(config.devices)
+    assert config.get_num_layers(AutoConfig.from_pretrained(folder)) == len(config.layer_types)
+
+
+def vision_config(folder: Path, config: Any) -> VisionConfig:
+    huggingface_config = AutoConfig.from_pretrained(folder)
+    return VisionConfig.from_huggingface(huggingface_config, config.dtype, config.matrix_dtype, config.devices)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "gpu", "gpu:0,1"])
+def test_the_graph_of_steps_of_images_has_weights_of_the_one_of_text(devices: str) -> None:
+    folder = FOLDERS["google__gemma-3-4b-it"]
+    config = configured(folder, devices, "bfloat16", state_dict_of(folder))
+    of_text, of_images = (build_graph(config, of_images=value) for value in (False, True))
+    assert {spec.name for spec in of_images.weights} <= {spec.name for spec in of_text.weights}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_published_model_that_is_not_built_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match="enable_moe_block true"):
+        configured(FOLDERS[name], "cpu", "auto", {})
+
+
+def test_the_examples_are_the_published_models_that_run() -> None:
+    examples = [repo for record in Registry.load().architectures.values() for repo in record.example_repo_ids]
+    assert sorted(repo.replace("/", "__") for repo in examples) == sorted(SUPPORTED)
+
+
+@pytest.mark.parametrize("name", [n for n, f in SUPPORTED.items() if (f / "tensors_transformers5.json").exists()])
+def test_names_that_transformers_5_saves_are_mapped_to_the_same_weights(name: str) -> None:
+    shapes = []
+    for file in ("tensors.json", "tensors_transformers5.json"):
+        weights = state_dict_of(FOLDERS[name], file)
+        configured(FOLDERS[name], "cpu", "auto", weights)
+        weights.pop("lm_head.weight", None)  # in memory a tied head has a name of its own
+        shapes.append({name: tuple(w.shape) for name, w in weights.items()})
+    assert shapes[0] == shapes[1]
+
+
+def shapes_on_four_devices(name: str, encoding: str) -> dict[str, tuple[int, ...]]:
+    folder = FOLDERS[name]
+    config = configured(folder, "gpu:0,1,2,3", encoding, state_dict_of(folder))
+    return {spec.name: spec.shape for spec in architecture_of(folder).pipeline_model.build_graph(config).weights}
+
+
+def test_the_shards_of_a_weight_are_its_parts() -> None:
+    """Four devices: every projection is cut by heads, a KV head that is alone is repeated."""
+    shapes = shapes_on_four_devices("google__gemma-3-1b-it", "bfloat16")
+    assert shapes["layers.0.self_attn.qkv_proj.weight.shard3"] == (3 * 256, 1152)  # one query head, the K, the V head
+    assert shapes["layers.0.self_attn.o_proj.weight.shard0"] == (1152, 256)
+    assert shapes["layers.0.mlp.gate_up_proj.weight.shard1"] == (2 * 6912 // 4, 1152)
+    assert shapes["embed_tokens.weight"] == (262144, 1152)
+
+
+def test_the_scales_of_a_float8_weight_are_cut_as_it_is() -> None:
+    shapes = shapes_on_four_devices("Qwen__Qwen3-8B-FP8", "float8_e4m3fn")
+    assert shapes["layers.0.self_attn.qkv_proj.weight.shard3"] == (8 * 128 + 2 * 2 * 128, 4096)
+    assert shapes["layers.0.self_attn.qkv_proj.weight_scale_inv.shard3"] == (8 + 2 * 2, 32)
+    assert shapes["layers.0.mlp.down_proj.weight_scale_inv.shard0"] == (32, 96 // 4)
+
+
+def test_experts_are_stacked_and_each_is_cut() -> None:
+    shapes = shapes_on_four_devices("Qwen__Qwen3-30B-A3B", "bfloat16")
+    assert shapes["layers.0.mlp.experts.gate_up_proj.shard0"] == (128 * 2 * 768 // 4, 2048)
+    assert shapes["layers.0.mlp.experts.down_proj.shard0"] == (128 * 2048, 768 // 4)
+    assert shapes["layers.0.mlp.gate.weight.shard3"] == (128, 2048)
+
+
+GEMMA_3 = "google__gemma-3-1b-it"
+GEMMA_4 = "google__gemma-4-E2B-it"
+LLAMA = "meta-llama__Llama-3.2-1B-Instruct"
+FLOAT8 = "Qwen__Qwen3-8B-FP8"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (GEMMA_3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        (GEMMA_3, {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
+        (GEMMA_3, {"hidden_activation": "gelu_new"}, "hidden_activation 'gelu_new'"),
+        (GEMMA_3, {"sliding_window": 64}, "sliding_window 64"),
+        (GEMMA_3, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
+        (GEMMA_4, {"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
+        (GEMMA_4, {"num_kv_shared_layers": 34}, "num_kv_shared_layers 34"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias true"),
+        (LLAMA, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config is not supported for Llama3"),
+        (LLAMA, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "rope_parameters has no 'factor'"),
+        (LLAMA, {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope_type 'longrope'"),
+        (LLAMA, {"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        (FLOAT8, {"quantization_config": {"quant_method": "awq"}}, "quant_method 'awq'"),
+        (FLOAT8, {"quantization_config": {"quant_method": "compressed-tensors"}}, "quant_method 'compressed-tensors'"),
+        (FLOAT8, {"quantization_config": {"quant_method": "fp8"}}, "weight_block_size None"),
+        (
+            FLOAT8,
+            {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}},
+            "activation_scheme 'static'",
+        ),
+    ],
+)
+def test_what_the_graph_cannot_honour_is_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
+    huggingface_config = AutoConfig.from_pretrained(FOLDERS[name])
+    for field, value in changes.items():
+        setattr(huggingface_config.get_text_config(), field, value)
+    run = PipelineConfig(model=str(FOLDERS[name]))
+    with pytest.raises(ValueError, match=message):
+        architecture_of(FOLDERS[name]).config.initialize_from_config(run, huggingface_config)
+
+
+def test_scaled_rope_of_an_unknown_kind_is_refused_by_name() -> None:
+    folder = FOLDERS["google__gemma-3-4b-it"]
+    huggingface_config = AutoConfig.from_pretrained(folder)
+    huggingface_config.text_config.rope_parameters["full_attention"]["rope_type"] = "dynamic"
+    with pytest.raises(ValueError, match=r"rope_parameters\.full_attention\.rope_type 'dynamic'"):
+        architecture_of(folder).config.initialize_from_config(PipelineConfig(model=str(folder)), huggingface_config)
+
+
+def test_a_config_that_is_not_finalized_builds_no_graph() -> None:
+    folder = FOLDERS[GEMMA_3]
+    architecture, run = architecture_of(folder), PipelineConfig(model=str(folder))
+    config = architecture.config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
+    with pytest.raises(ValueError, match="finalize"):
+        architecture.pipeline_model.build_graph(config)
+
+
+@pytest.mark.parametrize(
+    ("devices", "encoding", "dtype", "matrix_dtype"),
+    [
+        ("cpu", "auto", DType.float32, DType.float32),
+        ("cpu", "bfloat16", DType.float32, DType.bfloat16),
+        ("gpu", "auto", DType.bfloat16, DType.bfloat16),
+        ("gpu", "float32", DType.float32, DType.float32),
+    ],
+)
+def test_activations_are_float32_on_cpu_whatever_the_weights_are(
+    devices: str, encoding: str, dtype: DType, matrix_dtype: DType
+) -> None:
+    config = configured(FOLDERS[GEMMA_3], devices, encoding, {})
+    assert (config.dtype, config.matrix_dtype) == (dtype, matrix_dtype)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("q4_0", "'q4_0' does not run on gpu"), ("float8_e4m3fn", "needs a checkpoint that is stored in it")],
+)
+def test_an_encoding_that_the_run_cannot_have_is_refused_by_name(encoding: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configured(FOLDERS["Qwen__Qwen3-8B"], "gpu", encoding, {})

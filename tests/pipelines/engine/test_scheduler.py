@@ -1,0 +1,176 @@
+"""Which rows a step has, and who gives way when pages run out."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from kv_caches import new_cache
+
+from pipelines.context import TextContext
+from pipelines.engine.scheduler import Scheduler
+from pipelines.errors import InputError
+from pipelines.sampling.params import SamplingParams
+
+PAGES: dict[str, Any] = {"full": 100, "sliding": 100}
+
+
+def new_scheduler(pages: dict[str, Any] | None = None, rows: int = 8, tokens: int = 512) -> Scheduler:
+    return Scheduler(new_cache(**(pages or PAGES), caching=False), rows, tokens)
+
+
+def add(scheduler: Scheduler, *prompt_lengths: int, max_new_tokens: int = 200) -> list[TextContext]:
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    first = len(scheduler.running) + len(scheduler.waiting)
+    contexts = [TextContext(str(first + i), [1] * length, params) for i, length in enumerate(prompt_lengths)]
+    for context in contexts:
+        scheduler.check(context, 1000)
+        scheduler.add(context)
+    return contexts
+
+
+def step(scheduler: Scheduler) -> dict[str, int]:
+    """Runs a step, as an engine does; the tokens of each row."""
+    batch = scheduler.schedule()
+    counts = {context.request_id: context.num_scheduled for context in batch}
+    assert 0 < sum(counts.values()) <= scheduler.max_step_tokens and len(counts) <= scheduler.max_batch_size
+    for context in batch:
+        scheduler.commit(context)
+        if not context.remaining:
+            context.append(1)
+            if context.num_generated == context.params.max_new_tokens:
+                scheduler.finish(context)
+    scheduler.cache.check()
+    return counts
+
+
+def test_one_budget_for_decodes_and_prefill_chunks() -> None:
+    scheduler = new_scheduler(tokens=100)
+    add(scheduler, 30, 200, 5)
+    assert [step(scheduler) for _ in range(4)] == [
+        {"0": 30, "1": 70},
+        {"0": 1, "1": 99},
+        {"0": 1, "1": 31, "2": 5},
+        {"0": 1, "1": 1, "2": 1},
+    ]
+
+
+def test_no_more_rows_than_allowed() -> None:
+    scheduler = new_scheduler(rows=2)
+    first, *_ = add(scheduler, 5, 5, 5)
+    assert step(scheduler) == {"0": 5, "1": 5}
+    scheduler.finish(first)
+    assert step(scheduler) == {"1": 1, "2": 5}
+
+
+def test_a_chunk_may_have_a_limit_of_its_own() -> None:
+    scheduler = new_scheduler(tokens=100)
+    limited, _ = add(scheduler, 60, 90)
+    limited.max_chunk = 25
+    assert [step(scheduler) for _ in range(4)] == [
+        {"0": 25, "1": 75},
+        {"0": 25, "1": 15},
+        {"0": 10, "1": 1},
+        {"0": 1, "1": 1},
+    ]
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_a_budget_below_the_number_of_rows_serves_the_oldest_first(budget: int) -> None:
+    scheduler = new_scheduler(tokens=budget)
+    contexts = add(scheduler, *[4] * 8, max_new_tokens=3)
+    ended: list[str] = []
+    num_steps = 0
+    while scheduler.has_work:
+        step(scheduler)
+        num_steps += 1
+        ended += [c.request_id for c in contexts if c.num_generated == 3 and c.request_id not in ended]
+    assert ended == sorted(ended) and len(ended) == 8
+    assert num_steps <= 8 * (4 + 2) / budget + 8
+
+
+def test_a_request_waits_until_all_its_tokens_have_pages() -> None:
+    scheduler = new_scheduler({"full": 4, "sliding": 8}, tokens=128)
+    first, second, third = add(scheduler, 250, 300, 10, max_new_tokens=5)
+    step(scheduler)
+    assert list(step(scheduler)) == ["0"]  # with two pages left, the second, of three, and all after it have to wait
+    assert list(scheduler.waiting) == [second, third]
+    scheduler.finish(first)
+    assert step(scheduler) == {"1": 128}
+    assert scheduler.num_preemptions == 0
+
+
+def test_who_needs_a_page_takes_it_from_the_youngest() -> None:
+    scheduler = new_scheduler({"full": 4, "sliding": 8})
+    add(scheduler, 127, 120, 100, 90)
+    assert list(step(scheduler)) == ["0", "1", "2", "3"]
+    assert list(step(scheduler)) == ["0", "1", "2", "3"]
+    assert list(step(scheduler)) == ["0", "1", "2"]
+    assert [context.request_id for context in scheduler.waiting] == ["3"]
+    for _ in range(6):
+        assert list(step(scheduler)) == ["0", "1", "2"]
+    assert list(step(scheduler)) == ["0", "1"]
+    assert [context.request_id for context in scheduler.waiting] == ["2", "3"]
+    assert scheduler.num_preemptions == 2
+
+
+def test_the_youngest_gives_way_itself() -> None:
+    scheduler = new_scheduler({"full": 2, "sliding": 8})
+    add(scheduler, 10, 126, max_new_tokens=100)
+    assert [list(step(scheduler)) for _ in range(4)] == [["0", "1"], ["0", "1"], ["0", "1"], ["0"]]
+
+
+def test_a_preempted_request_comes_back_once_and_not_in_every_step() -> None:
+    scheduler = new_scheduler({"full": 3, "sliding": 8})
+    add(scheduler, 100, 128, max_new_tokens=150)  # of 2 and 3 pages, in the end
+    num_steps = 0
+    while scheduler.has_work:
+        step(scheduler)
+        num_steps += 1
+    assert scheduler.num_preemptions == 1
+    assert num_steps <= 2 * 150 + 5
+
+
+def test_cancelled_requests_leave_the_order_and_the_pages_right() -> None:
+    scheduler = new_scheduler({"full": 4, "sliding": 8}, tokens=200)
+    contexts = add(scheduler, 150, 150, 150)
+    step(scheduler)
+    step(scheduler)
+    scheduler.finish(contexts[2])  # which waits
+    scheduler.finish(contexts[0])  # which runs
+    assert list(step(scheduler)) == ["1"]
+    scheduler.finish(contexts[1])
+    assert not scheduler.has_work and scheduler.cache.usage == 0
+
+
+def test_a_request_that_would_not_fit_alone_is_refused_with_both_numbers() -> None:
+    scheduler = new_scheduler({"full": 3, "sliding": 8})
+    scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=84)), 1000)
+    with pytest.raises(InputError, match=r"385 tokens .* KV cache of 384: raise --kv-cache-memory"):
+        scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=85)), 1000)
+    scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=85)), 384)  # ends at the model's limit
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_crowds_in_tiny_pools_all_end_and_the_oldest_always_advances(seed: int) -> None:
+    rng = random.Random(seed)
+    tokens = rng.choice([1, 3, 50, 128, 300])
+    scheduler = new_scheduler({"full": 6, "sliding": rng.choice([6, 9])}, rng.choice([2, 4, 8]), tokens)
+    lengths = [rng.randrange(1, 60 if tokens < 50 else 600) for _ in range(40)]
+    contexts = [add(scheduler, length, max_new_tokens=rng.randrange(1, 160))[0] for length in lengths]
+    unfinished = dict.fromkeys(contexts)
+    bound = sum(-(-len(c.tokens) // tokens) + (c.params.max_new_tokens or 0) for c in contexts)
+    num_steps = 0
+    while scheduler.has_work:
+        oldest = next(iter(unfinished))
+        before = oldest.num_computed
+        batch = list(step(scheduler))
+        num_steps += 1
+        assert batch[0] == oldest.request_id and oldest.num_computed > before
+        order = [int(context.request_id) for context in (*scheduler.running, *scheduler.waiting)]
+        assert order == sorted(order), "who came first is served first, preempted or not"
+        for context in [c for c in unfinished if c.num_generated == c.params.max_new_tokens]:
+            del unfinished[context]
+    assert num_steps <= bound, "never more steps than one request after the other would take"
+    assert not unfinished and scheduler.cache.usage == 0
