@@ -11,13 +11,20 @@ from typing import Any
 
 import click
 
-from pipelines.config import ENCODINGS, PipelineConfig, parse_memory
+from pipelines.commands.streams import OutputError, open_standard_streams
+from pipelines.config import AUTO, GENERATION_CONFIGS, PipelineConfig, parse_memory
 from pipelines.errors import InputError
+from pipelines.loading.encodings import ENCODINGS
 from pipelines.sampling.params import SamplingParams
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line: 0 when all went well, 2 with one line on stderr for bad input, 130 for Ctrl-C."""
+    """Runs the command line.
+
+    Exits with 0 when all went well or nobody reads stdout any more, 1 if stdout can't be written or the command says
+    so, 2 with one line on stderr for bad input, 130 for Ctrl-C.
+    """
+    open_standard_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -29,11 +36,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """The exit code. Not by `commands.main`, which has its own mind about Ctrl-C and broken pipes."""
+    """Returns the exit code of a command whose output has been written."""
+    code = 0
+    try:
+        code = _invoke(arguments)
+        sys.stdout.flush()
+    except OutputError as error:
+        return code if error.is_broken_pipe else _fail(str(error), code=1)
+    return code
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Returns the exit code. Not by `commands.main`, which has its own mind about Ctrl-C and broken pipes."""
     try:
         with commands.make_context("pipelines", list(arguments)) as context:
             commands.invoke(context)
-        sys.stdout.flush()
     except click.exceptions.Exit as done:  # --help, --version
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as help_text:
@@ -44,14 +61,12 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{error.format_message().rstrip('.')}: see {command} --help")
     except InputError as error:
         return _fail(str(error))
-    except BrokenPipeError:  # whoever read stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     click.echo(f"error: {' '.join(message.split())}", err=True)
-    return 2
+    return code
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -81,8 +96,15 @@ _MODEL_OPTIONS = (
     ),
     click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once."),
     click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
-    click.option("--quantization-encoding", type=click.Choice(["auto", *ENCODINGS]), default="auto", show_default=True),
+    click.option("--quantization-encoding", type=click.Choice([AUTO, *ENCODINGS]), default=AUTO, show_default=True),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
+    click.option(
+        "--generation-config",
+        type=click.Choice(GENERATION_CONFIGS),
+        default=AUTO,
+        show_default=True,
+        help="Take sampling defaults from the checkpoint's generation_config.json, or none.",
+    ),
     click.option("--custom-architectures", multiple=True, metavar="MODULE[:ATTR]", help="Architectures to add."),
     click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."),
 )
@@ -109,15 +131,22 @@ _MODEL_OPTIONS = (
     help="Variables of the chat template, for example '{\"enable_thinking\": false}'.",
 )
 @click.option("--max-new-tokens", type=int, default=256, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 keeps all.")
-@click.option("--top-p", type=float, default=1.0, help="Keep the likeliest tokens that make up this probability.")
-@click.option("--min-p", type=float, default=0.0, help="Drop tokens below this share of the likeliest one.")
-@click.option("--repetition-penalty", type=float, default=1.0)
+@click.option("--temperature", type=float, help="0 takes the likeliest token.  [default: the checkpoint's, or 0]")
+@click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 keeps all.  [default: the checkpoint's, or 0]")
+@click.option(
+    "--top-p",
+    type=float,
+    help="Keep the likeliest tokens that make up this probability.  [default: the checkpoint's, or 1]",
+)
+@click.option(
+    "--min-p", type=float, help="Drop tokens below this share of the likeliest one.  [default: the checkpoint's, or 0]"
+)
+@click.option("--repetition-penalty", type=float, help="[default: the checkpoint's, or 1]")
 @click.option("--presence-penalty", type=float, default=0.0)
 @click.option("--frequency-penalty", type=float, default=0.0)
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
+@click.option("--skip-special-tokens/--show-special-tokens", default=True, help="Whether control tokens are shown.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt.")
 @click.option("--stats", is_flag=True, help="Speed and memory on stderr at the end.")
 def generate(**options: Any) -> None:
@@ -129,21 +158,30 @@ def generate(**options: Any) -> None:
     output["chat_template_kwargs"] = _json_object(options.pop("chat_template_kwargs"))
     prompts = options.pop("prompts")
     config = _config(options)
-    generate_to_console(config, read_prompts(prompts, sys.stdin), sampling, **output)
+    if not generate_to_console(config, read_prompts(prompts, sys.stdin), sampling, **output):
+        raise click.exceptions.Exit(1)
 
 
 @commands.command()
 @_model_options
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.  [default: random tokens]")
+@click.option(
+    "--length",
+    "lengths",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="A prompt of N random tokens; may be repeated.  [default: lengths around the sliding window]",
+)
 @click.option("--tolerance", type=float, help="Of the largest logit.  [default: 1e-4 on CPU, 5e-2 on GPU]")
-def verify(prompts: tuple[str, ...], tolerance: float | None, **options: Any) -> None:
-    """Compare a checkpoint's logits and greedy tokens with transformers, which needs torch.
+def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float | None, **options: Any) -> None:
+    """Compare a checkpoint's logits and greedy tokens with transformers in float64, which needs torch.
 
-    Exits with 1 if a difference is larger than the tolerance.
+    Exits with 1 if a difference is larger than the tolerance, and larger than transformers' own float32 explains.
     """
-    from pipelines.commands.console import verify_to_console
+    from pipelines.commands.verify_console import verify_to_console
 
-    if not verify_to_console(_config(options), prompts, tolerance):
+    if not verify_to_console(_config(options), prompts, lengths, tolerance):
         raise click.exceptions.Exit(1)
 
 
@@ -166,6 +204,7 @@ _SAMPLING_OPTIONS = (
     "frequency_penalty",
     "seed",
     "stop",
+    "skip_special_tokens",
 )
 
 

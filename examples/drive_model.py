@@ -16,22 +16,22 @@ NUM_NEW = 20
 def main(model: str | None) -> None:
     with load_pipeline(PipelineConfig(model=model)) as pipe:
         context = TextContext("by hand", pipe.tokenizer.encode("def read_lines(path):"))
-        context.num_scheduled = len(context.tokens)
+        context.num_scheduled_tokens = len(context.tokens)
 
         # Pages for the prompt and all that follows, so that the tables stay as they are.
-        pipe.cache.admit(context.request_id, context.tokens)
-        assert pipe.cache.reserve(context.request_id, len(context.tokens) + NUM_NEW)
-        pages = pipe.cache.runtime_inputs([context.request_id], [context.num_scheduled])
+        context.pages = pipe.cache.open()
+        assert pipe.cache.allocate(context.pages, len(context.tokens) + NUM_NEW)
+        pages = pipe.cache.runtime_inputs([context.pages], [context.num_scheduled_tokens])
 
         inputs = pipe.model.prepare_initial_token_inputs([[context]], pages)
         outputs = pipe.model.execute(inputs)
-        tokens = [int(outputs.next_tokens.to_numpy()[0])]
+        tokens = [int(outputs.greedy_tokens.to_numpy()[0])]
         for _ in range(NUM_NEW - 1):
-            inputs = pipe.model.prepare_next_token_inputs(outputs.next_tokens, inputs)
+            inputs = pipe.model.prepare_next_token_inputs(outputs.greedy_tokens, inputs)
             outputs = pipe.model.execute(inputs)
-            tokens.append(int(outputs.next_tokens.to_numpy()[0]))
+            tokens.append(int(outputs.greedy_tokens.to_numpy()[0]))
 
-        pipe.cache.release(context.request_id)
+        pipe.cache.release(context.pages)
         print(pipe.tokenizer.decode(context.tokens + tokens))
 
 

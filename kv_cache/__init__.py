@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kv_cache.inputs import StepInputs, advance
-from kv_cache.manager import KVCacheManager
-from kv_cache.pages import PagePool, PageTable
+from kv_cache.manager import KVCacheManager, RequestPages
+from kv_cache.pages import PageHashes, PagePool, PageTable
 from kv_cache.params import KVCacheParams, PageGroup
 from kv_cache.sizing import CachePlan, format_bytes, plan_cache
 
@@ -13,8 +13,10 @@ __all__ = [
     "KVCacheManager",
     "KVCacheParams",
     "PageGroup",
+    "PageHashes",
     "PagePool",
     "PageTable",
+    "RequestPages",
     "StepInputs",
     "advance",
     "format_bytes",

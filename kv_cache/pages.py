@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -13,28 +13,28 @@ from dataclasses import dataclass, field
 class PageTable:
     """The pages of one request in one group: positional and append-only.
 
-    num_gone: leading pages that left the window; `pages` begins at that position.
+    num_skipped_pages: leading pages that left the window; `pages` begins at that position.
     """
 
-    num_gone: int = 0
+    num_skipped_pages: int = 0
     pages: list[int] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         """The position after the last page."""
-        return self.num_gone + len(self.pages)
+        return self.num_skipped_pages + len(self.pages)
 
     def page_at(self, position: int) -> int:
         """The page that holds the tokens from position * page_size on."""
-        if position < self.num_gone:
-            raise IndexError(f"page {position} left the window; the first one kept is {self.num_gone}")
-        return self.pages[position - self.num_gone]
+        if position < self.num_skipped_pages:
+            raise IndexError(f"page {position} left the window; the first one kept is {self.num_skipped_pages}")
+        return self.pages[position - self.num_skipped_pages]
 
-    def slide(self, num_gone: int) -> list[int]:
-        """Drops the pages before position `num_gone` and gives them back to the caller."""
-        count = max(0, num_gone - self.num_gone)
+    def slide(self, num_skipped_pages: int) -> list[int]:
+        """Drops the pages before position `num_skipped_pages` and returns them."""
+        count = max(0, num_skipped_pages - self.num_skipped_pages)
         dropped, self.pages = self.pages[:count], self.pages[count:]
-        self.num_gone += count
+        self.num_skipped_pages += count
         return dropped
 
 
@@ -50,7 +50,7 @@ class PagePool:
         if num_pages < 1:
             raise ValueError(f"a page pool needs at least one page, not {num_pages}")
         self._num_references = [0] * num_pages
-        self._digests: list[bytes | None] = [None] * num_pages
+        self._page_hashes: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))  # in the order of being taken
 
@@ -63,13 +63,13 @@ class PagePool:
         """Pages that nobody holds, whether or not their content may still be shared."""
         return len(self._free)
 
-    def __contains__(self, digest: bytes) -> bool:
+    def __contains__(self, page_hash: bytes) -> bool:
         """Whether a page with this content is resident."""
-        return digest in self._page_of
+        return page_hash in self._page_of
 
-    def digest(self, page: int) -> bytes | None:
+    def page_hash(self, page: int) -> bytes | None:
         """The content hash of a page, if it has one."""
-        return self._digests[page]
+        return self._page_hashes[page]
 
     def allocate(self, count: int) -> list[int] | None:
         """Takes `count` pages, whose content is forgotten; None, and nothing taken, if so many are not free."""
@@ -78,14 +78,14 @@ class PagePool:
         pages = [self._free.popitem(last=False)[0] for _ in range(count)]
         for page in pages:
             self._num_references[page] = 1
-            if (digest := self._digests[page]) is not None:
-                self._digests[page] = None
-                del self._page_of[digest]
+            if (page_hash := self._page_hashes[page]) is not None:
+                self._page_hashes[page] = None
+                del self._page_of[page_hash]
         return pages
 
-    def share(self, digest: bytes) -> int:
+    def share(self, page_hash: bytes) -> int:
         """Takes the page that has this content; KeyError if it is not resident."""
-        page = self._page_of[digest]
+        page = self._page_of[page_hash]
         self._free.pop(page, None)
         self._num_references[page] += 1
         return page
@@ -98,26 +98,26 @@ class PagePool:
             self._num_references[page] -= 1
             if self._num_references[page] == 0:
                 self._free[page] = None
-                self._free.move_to_end(page, last=self._digests[page] is not None)
+                self._free.move_to_end(page, last=self._page_hashes[page] is not None)
 
-    def set_digest(self, page: int, digest: bytes) -> None:
+    def set_page_hash(self, page: int, page_hash: bytes) -> None:
         """Makes a full page findable by its content; when another page already is, this one stays private."""
-        if self._digests[page] is not None:
+        if self._page_hashes[page] is not None:
             raise ValueError(f"the content hash of page {page} is set twice")
-        if digest not in self._page_of:
-            self._digests[page] = digest
-            self._page_of[digest] = page
+        if page_hash not in self._page_of:
+            self._page_hashes[page] = page_hash
+            self._page_of[page_hash] = page
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raises AssertionError, naming the broken invariant, unless exactly these tables hold the pages."""
         holders = Counter(page for table in tables for page in table)
         for page, num_references in enumerate(self._num_references):
-            digest = self._digests[page]
+            page_hash = self._page_hashes[page]
             require(num_references == holders[page], f"page {page}: {num_references} references, {holders[page]} held")
             require((num_references == 0) == (page in self._free), f"page {page} is free and used, or neither")
-            require(num_references < 2 or digest is not None, f"page {page} is shared but has no content hash")
-            require(digest is None or self._page_of.get(digest) == page, f"page {page} is not found by its hash")
-        num_hashed = sum(digest is not None for digest in self._digests)
+            require(num_references < 2 or page_hash is not None, f"page {page} is shared but has no content hash")
+            require(page_hash is None or self._page_of.get(page_hash) == page, f"page {page} is not found by its hash")
+        num_hashed = sum(page_hash is not None for page_hash in self._page_hashes)
         require(len(self._page_of) == num_hashed, f"{len(self._page_of)} hashes lead to {num_hashed} pages")
         require(holders.keys() <= set(range(self.num_pages)), "a table holds a page that does not exist")
 
@@ -128,14 +128,30 @@ def require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def root_digest(salt: bytes) -> bytes:
-    """What the first page's hash is chained to; requests with different salts share nothing."""
-    return hashlib.sha256(salt).digest()
+class PageHashes:
+    """The content hashes of a token sequence's whole pages, made once as the tokens come.
 
+    A page's hash covers the tokens in it and, through its parent's, all before it. cache_salt: the root of the chain;
+    sequences with different salts share nothing. hashes: one a whole page.
+    """
 
-def page_digests(tokens: Sequence[int], parent: bytes, page_size: int) -> Iterator[bytes]:
-    """The content hash of each whole page of `tokens`: of the tokens in it and, through `parent`, all before it."""
-    content = memoryview(array("q", tokens))
-    for start in range(0, len(tokens) - page_size + 1, page_size):
-        parent = hashlib.sha256(parent + content[start : start + page_size]).digest()
-        yield parent
+    def __init__(self, page_size: int, cache_salt: bytes = b"") -> None:
+        self.page_size = page_size
+        self.hashes: list[bytes] = []
+        self._parent = hashlib.sha256(cache_salt).digest()
+        self._tail = array("q")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that have been hashed or wait for their page to be whole."""
+        return len(self.hashes) * self.page_size + len(self._tail)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Adds the next tokens of the sequence, or what stands for them where contents are compared."""
+        self._tail.extend(tokens)
+        content, page_size = memoryview(self._tail), self.page_size
+        for start in range(0, len(self._tail) - page_size + 1, page_size):
+            self._parent = hashlib.sha256(self._parent + content[start : start + page_size]).digest()
+            self.hashes.append(self._parent)
+        content.release()
+        del self._tail[: len(self._tail) // page_size * page_size]

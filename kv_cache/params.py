@@ -67,7 +67,7 @@ class PageGroup:
         """Pages that so many tokens fill or begin."""
         return -(-num_tokens // self.page_size)
 
-    def num_pages_gone(self, num_cached: int) -> int:
+    def num_skipped_pages(self, num_cached: int) -> int:
         """Leading pages that no token after the first `num_cached` sees: position q sees those above q - window."""
         return 0 if self.window is None else max(0, num_cached - (self.window - 1)) // self.page_size
 

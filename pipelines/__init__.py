@@ -16,7 +16,7 @@ from pipelines.errors import InputError
 from pipelines.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from pipelines.engine.engine import TextChunk
+    from pipelines.context import TextChunk
     from pipelines.load import load_pipeline
     from pipelines.media.images import load_image
     from pipelines.text.prompts import ImagePrompt

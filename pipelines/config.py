@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import InputError
+from pipelines.loading.encodings import ENCODINGS
 
 if TYPE_CHECKING:
     from max.driver import Device
     from max.graph import DeviceRef
 
-ENCODINGS = ("float32", "bfloat16", "q4_0", "q4_k", "q6_k", "q8_0", "float8_e4m3fn")
+AUTO = "auto"
+"""The encoding and the sampling defaults that the checkpoint itself names."""
+GENERATION_CONFIGS = (AUTO, "none")
 MAX_STEP_TOKENS = {"cpu": 512, "gpu": 2048}
 UNITS = {"B": 1}
 for power, prefix in enumerate("KMGT", 1):
@@ -30,12 +33,13 @@ class PipelineConfig:
     model: str | None = None  # a folder or a hub id; None: the demo model that comes with the package
     revision: str | None = None
     devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"
-    quantization_encoding: str = "auto"
+    quantization_encoding: str = AUTO
     max_length: int | None = None  # tokens of prompt and answer; None: what the model allows and memory holds
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: what the requests need, within a share of what is free
     enable_prefix_caching: bool = False
+    generation_config: str = AUTO  # whose sampling defaults count: the checkpoint's, or "none"
     custom_architectures: tuple[str, ...] = ()  # "module" or "module:attribute"
     trust_remote_code: bool = False
 
@@ -43,9 +47,12 @@ class PipelineConfig:
         if self.model is not None:
             object.__setattr__(self, "model", os.fspath(self.model))  # a Path is welcome
         _parse_devices(self.devices)
-        if self.quantization_encoding not in ("auto", *ENCODINGS):
-            choices = ", ".join(("auto", *ENCODINGS))
+        if self.quantization_encoding not in (AUTO, *ENCODINGS):
+            choices = ", ".join((AUTO, *ENCODINGS))
             raise InputError(f"quantization_encoding is '{self.quantization_encoding}': choose one of {choices}")
+        if self.generation_config not in GENERATION_CONFIGS:
+            choices = " or ".join(GENERATION_CONFIGS)
+            raise InputError(f"generation_config is '{self.generation_config}': choose {choices}")
         _check_int("max_length", self.max_length, 1, 2**24)
         _check_int("max_batch_size", self.max_batch_size, 1, 4096, optional=False)
         _check_int("max_batch_tokens", self.max_batch_tokens, 1, 2**20)
@@ -53,6 +60,11 @@ class PipelineConfig:
         if isinstance(self.custom_architectures, str):
             raise InputError(f"custom_architectures is '{self.custom_architectures}': give a tuple of names")
         object.__setattr__(self, "custom_architectures", tuple(self.custom_architectures))
+
+    @property
+    def leaves_encoding_open(self) -> bool:
+        """Whether the checkpoint and the device decide the encoding."""
+        return self.quantization_encoding == AUTO
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:

@@ -1,122 +1,162 @@
-"""The state of one request."""
+"""One request: its tokens, how far it is, what it wants of a step, and how it ended."""
 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
+from kv_cache import PageHashes, RequestPages
 from pipelines.sampling.params import SamplingParams
 
-FinishReason = Literal["stop", "length"]
+if TYPE_CHECKING:
+    from pipelines.engine.consumers import StepConsumer
+    from pipelines.sampling.log_probabilities import TokenLogProbs
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ImageSpan:
-    """An image in a prompt: the places start to end of its tokens, which are computed in one step.
+    """An image in a prompt: the positions start to end of its tokens, which are computed in one step.
 
-    pixel_values: as the model's processor made them. digest: 32 bytes that tell the image from every other.
+    pixel_values: as the model's processor made them; the model drops them once it has computed `features`, which it
+    keeps in whatever form it likes. image_hash: 32 bytes that tell the image from every other.
     """
 
     start: int
     end: int
-    pixel_values: npt.NDArray[Any]
-    digest: bytes
+    pixel_values: npt.NDArray[Any] | None
+    image_hash: bytes
+    features: Any = None
 
     @property
-    def keys(self) -> list[int]:
-        """What stands for its tokens, which are all the same, where prompts are compared: its digest, over and over."""
-        words = array("q", self.digest)
+    def hash_keys(self) -> list[int]:
+        """Hash keys of the placeholder tokens: they share one token id, so the image's hash, repeated, replaces it."""
+        words = array("q", self.image_hash)
         return [words[i % len(words)] for i in range(self.end - self.start)]
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """The output of one step of a request; text may lag behind the tokens while a character is incomplete.
+
+    finish_reason: of the last one. error: the exception behind the finish reason "error".
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogProbs, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
 
 
 @dataclass(eq=False)
 class TextContext:
-    """A request's tokens, and how far the model has come with them.
+    """One request, from its submission to its end. The scheduler holds it, and a step's plan lists it.
 
-    tokens: the prompt and what was generated. num_computed: how many have their keys and values in the cache.
-    num_scheduled: how many the current step computes. salt: requests with different salts share no cached prefix.
-    max_chunk: how many one step may compute; None: as many as fit in it. images: those of the prompt, in order.
+    tokens: the prompt and the output. consumer: takes the logits of each step; None for a context that is driven by
+    hand. max_chunk_tokens: the most that one step computes of it; None: as many as fit. images: those of the prompt, in
+    order. pages: its part of the KV cache while it runs, which counts the computed tokens. page_hashes: those of its
+    tokens, where prefixes are reused. num_scheduled_tokens: of the step that is planned. chunks: output that nobody has
+    read yet. finish_reason: None until it ends; error: the exception that ended it, if one did. arrival: its place in
+    the order of submission.
     """
 
     request_id: str
     tokens: list[int]
     params: SamplingParams = field(default_factory=SamplingParams)
-    salt: bytes = b""
-    max_chunk: int | None = None
+    consumer: StepConsumer | None = None
     images: Sequence[ImageSpan] = ()
-    num_computed: int = 0
-    num_scheduled: int = 0
-    prompt_length: int = field(init=False)
+    max_chunk_tokens: int | None = None
+    pages: RequestPages | None = None
+    page_hashes: PageHashes | None = None
+    num_scheduled_tokens: int = 0
+    chunks: deque[TextChunk] = field(default_factory=deque)
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    is_cancelled: bool = False
+    arrival: int = 0
+    num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.tokens)
-        self.prompt_length = len(self.tokens)
+        self.num_prompt_tokens = len(self.tokens)
 
     @property
-    def next_chunk(self) -> list[int]:
-        """The tokens of the current step."""
-        return self.tokens[self.num_computed : self.num_computed + self.num_scheduled]
+    def is_finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values are in the cache."""
+        return 0 if self.pages is None else self.pages.num_computed_tokens
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens not yet computed."""
+        return len(self.tokens) - self.num_computed_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens that were generated."""
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def scheduled_tokens(self) -> list[int]:
+        """The tokens of the planned step."""
+        return self.tokens[self.num_computed_tokens : self.num_computed_tokens + self.num_scheduled_tokens]
 
     @property
     def next_image(self) -> ImageSpan | None:
         """The image whose tokens are next, if it is not text."""
-        return next((image for image in self.images if image.start <= self.num_computed < image.end), None)
+        done = self.num_computed_tokens
+        return next((image for image in self.images if image.start <= done < image.end), None)
 
-    def next_count(self, budget: int) -> int:
-        """How many tokens the next step can compute: text up to the next image, or an image to its end, or 0."""
+    @property
+    def num_ready_tokens(self) -> int:
+        """Tokens that the next step may compute: text up to the next image, or an image to its end."""
+        done = self.num_computed_tokens
         if (image := self.next_image) is not None:
-            return count if (count := image.end - self.num_computed) <= budget else 0
-        text_end = next((image.start for image in self.images if image.start > self.num_computed), len(self.tokens))
-        return min(text_end - self.num_computed, self.max_chunk or budget, budget)
+            return image.end - done
+        end = next((image.start for image in self.images if image.start > done), len(self.tokens))
+        return min(end - done, self.max_chunk_tokens or end)
 
-    def cache_keys(self, start: int, end: int) -> list[int]:
+    def update_page_hashes(self) -> None:
+        """Hashes the pages that tokens have filled since the last call."""
+        if self.page_hashes is not None:
+            self.page_hashes.extend(self._hash_keys(self.page_hashes.num_tokens, len(self.tokens)))
+
+    def _hash_keys(self, start: int, end: int) -> list[int]:
         """The tokens start to end, in which an image's are replaced by what tells it from other images."""
         keys = self.tokens[start:end]
         for image in self.images:
             first, last = max(start, image.start), min(end, image.end)
             if first < last:
-                keys[first - start : last - start] = image.keys[first - image.start : last - image.start]
+                keys[first - start : last - start] = image.hash_keys[first - image.start : last - image.start]
         return keys
 
-    @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def remaining(self) -> int:
-        """Tokens not yet computed."""
-        return len(self.tokens) - self.num_computed
-
-    @property
-    def completes_with_this_step(self) -> bool:
-        """Whether the step computes the last token there is, so that its logits choose the next."""
-        return self.num_computed + self.num_scheduled == len(self.tokens)
-
     def max_total_tokens(self, max_length: int) -> int:
-        """How many tokens prompt and answer may have together, where the model allows `max_length`."""
+        """The most tokens that prompt and output have together, where the model allows `max_length`."""
         if self.params.max_new_tokens is None:
             return max_length
-        return min(max_length, self.prompt_length + self.params.max_new_tokens)
+        return min(max_length, self.num_prompt_tokens + self.params.max_new_tokens)
 
-    def advance(self) -> None:
-        """The step has run."""
-        self.num_computed += self.num_scheduled
-        self.num_scheduled = 0
-
-    def append(self, token: int) -> None:
-        """Take a generated token."""
-        self.tokens.append(token)
-
-    def reset(self) -> None:
-        """Preempted: the cache holds nothing of this request any more."""
-        self.num_computed = self.num_scheduled = 0
-
-    def finish_reason(self, token: int, eos_token_ids: Collection[int], max_length: int) -> FinishReason | None:
+    def finish_reason_after(
+        self, token: int, eos_token_ids: Collection[int], max_length: int
+    ) -> Literal["stop", "length"] | None:
         """Why the request ends with `token`, the last one appended; None: it goes on."""
-        if self.num_generated > self.params.min_tokens and token in self.params.stop_ids(eos_token_ids):
+        if self.num_output_tokens > self.params.min_tokens and token in self.params.stop_ids(eos_token_ids):
             return "stop"
         return "length" if len(self.tokens) >= self.max_total_tokens(max_length) else None
+
+    def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
+        """Ends the request and drops what only its computation needed; its output stays."""
+        self.finish_reason, self.error = reason, error
+        for image in self.images:
+            image.pixel_values = image.features = None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 from max.driver import Device
 from max.engine import InferenceSession
 from max.graph.weights import WeightData
@@ -17,23 +15,32 @@ from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
 from pipelines.config import PipelineConfig, open_devices
 from pipelines.errors import InputError
 from pipelines.loading.checkpoint import Checkpoint, resolve_config
+from pipelines.loading.encodings import encoding
+from pipelines.loading.memory import available_bytes
 from pipelines.loading.weights import open_state_dict
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
+from pipelines.sampling.defaults import SamplingDefaults
 from pipelines.stages import NullStages, Stages
 from pipelines.text.prompts import ImageProcessor, PromptEncoder
 from pipelines.text.tokenizer import TextTokenizer
 from pipelines.text_generation import TextGenerationPipeline
 
 
-def load_pipeline(config: PipelineConfig, stages: Stages | None = None) -> TextGenerationPipeline:
+def load_pipeline(
+    config: PipelineConfig, stages: Stages | None = None, warm_up: bool = False
+) -> TextGenerationPipeline:
     """Loads the model that `config` names: its checkpoint, its compiled graph, its cache.
 
-    stages: is told what is being waited for.
+    stages: is told what is being waited for. warm_up: compile all graphs of the model; otherwise those for images, say,
+    are compiled when the first request that needs them is submitted.
 
     Raises:
         InputError: Something in the configuration or the checkpoint can't be used; one line says what to do.
     """
-    return prepare_pipeline(config, stages).load()
+    pipe = prepare_pipeline(config, stages).load()
+    if warm_up:
+        pipe.warm_up()
+    return pipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class PreparedPipeline:
     kv_params: KVCacheParams
     plan: CachePlan
     prompts: PromptEncoder
+    sampling_defaults: SamplingDefaults
     stages: Stages
 
     def load(self) -> TextGenerationPipeline:
@@ -67,7 +75,7 @@ class PreparedPipeline:
         with self.stages.stage("cache"):
             caching = self.config.enable_prefix_caching
             cache = KVCacheManager(self.kv_params, self.plan.num_pages, self.devices, caching)
-        return TextGenerationPipeline(self.config, model, cache, self.prompts)
+        return TextGenerationPipeline(self.config, model, cache, self.prompts, self.sampling_defaults)
 
 
 def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> PreparedPipeline:
@@ -80,13 +88,16 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     with stages.stage("config"):
         checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code)
         architecture = Registry.load(config.custom_architectures).find(checkpoint.architectures)
-        encoding = choose_encoding(architecture, config.device_kind, config.quantization_encoding, checkpoint.dtype)
-        config = dataclasses.replace(config, quantization_encoding=encoding)
+        chosen = choose_encoding(architecture, config.device_kind, config.quantization_encoding, checkpoint.dtype)
+        config = dataclasses.replace(config, quantization_encoding=chosen)
         devices = open_devices(config)
         kv_params = _kv_params(architecture, config, checkpoint)
     with stages.stage("checkpoint"):
-        state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
+        state_dict = open_state_dict(
+            checkpoint.download_weights(), architecture.weight_adapters["safetensors"], checkpoint.huggingface_config
+        )
         tokenizer = TextTokenizer.from_pretrained(checkpoint.path, config.trust_remote_code, checkpoint.eos_token_ids)
+    sampling_defaults = _sampling_defaults(config, checkpoint)
     plan = _plan(config, architecture, checkpoint, kv_params, devices, state_dict)
     stages.note(plan.describe(kv_params))
     config = dataclasses.replace(config, max_length=plan.max_length)
@@ -97,7 +108,9 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         is_instruction_model=tokenizer.has_chat_template and not checkpoint.is_base_model,
         load_image_processor=_image_processor_loader(architecture, checkpoint),
     )
-    return PreparedPipeline(config, checkpoint, architecture, devices, state_dict, kv_params, plan, prompts, stages)
+    return PreparedPipeline(
+        config, checkpoint, architecture, devices, state_dict, kv_params, plan, prompts, sampling_defaults, stages
+    )
 
 
 def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, checkpoint: Checkpoint) -> KVCacheParams:
@@ -108,6 +121,12 @@ def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, chec
         raise
     except ValueError as error:
         raise InputError(f"config.json of '{checkpoint.name}': {error}") from error
+
+
+def _sampling_defaults(config: PipelineConfig, checkpoint: Checkpoint) -> SamplingDefaults:
+    if config.generation_config == "none":
+        return SamplingDefaults()
+    return SamplingDefaults.from_generation_config(checkpoint.generation_config)
 
 
 def _image_processor_loader(
@@ -153,14 +172,14 @@ def _plan(
 def _weights_bytes(
     config: PipelineConfig, architecture: SupportedArchitecture, state_dict: dict[str, WeightData]
 ) -> int:
-    """The memory that the weights will take."""
+    """The memory that the weights will take, all devices together."""
+    record = encoding(config.quantization_encoding).on(config.device_kind)
     in_memory = [data for name, data in state_dict.items() if name not in architecture.lookup_tables]
-    itemsize = 4 if config.quantization_encoding == "float32" else 2
-    return sum(math.prod(int(dim) for dim in data.shape) for data in in_memory) * itemsize
+    return sum(record.num_bytes([int(dim) for dim in data.shape], data.dtype) for data in in_memory)
 
 
 def _free_bytes(devices: Sequence[Device]) -> int:
     """Memory that the devices have free, all together."""
     if devices[0].is_host:
-        return int(psutil.virtual_memory().available)
+        return available_bytes()
     return sum(int(device.stats["free_memory"]) for device in devices)

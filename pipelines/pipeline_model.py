@@ -6,25 +6,29 @@ The names are MAX's. An architecture gives an `ArchConfig` and a `PipelineModel`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from max.driver import Buffer, Device
+from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import Graph
+from max.graph import BufferType, DeviceRef
 from max.graph.weights import WeightData
+from max.nn import Signals
 
-from architectures.decoder.inputs import DecoderBuffers, allocate_signal_buffers
 from kv_cache import KVCacheParams
-from pipelines.loading.weights import WeightSpec
 
 if TYPE_CHECKING:
     from pipelines.config import PipelineConfig
     from pipelines.context import TextContext
 
-ModelInputs = DecoderBuffers
+
+class ModelInputs:
+    """The inputs of one step of a model; an architecture's own are a subclass."""
+
+    kv_cache_inputs: dict[str, tuple[Any, ...]] | None
 
 
 class ReturnLogits(StrEnum):
@@ -40,26 +44,20 @@ class ReturnLogits(StrEnum):
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What a step gives, on the first device.
+    """The outputs of a step, on the first device.
 
     logits: [M, V] float32, of the positions that ReturnLogits selects.
     next_token_logits: [B, V] float32, of each row's last position.
     logit_offsets: [B + 1] int64, where each row begins in `logits`.
-    next_tokens: [B] int64, the greedy choice of each row.
+    greedy_tokens: [M] int64, the likeliest token of each of these positions.
+    max_logits: [M] float32, its logit; NaN or infinite where no token is likeliest.
     """
 
     logits: Buffer
     next_token_logits: Buffer
     logit_offsets: Buffer
-    next_tokens: Buffer
-
-
-@dataclass(frozen=True)
-class TracedGraph:
-    """A graph, and how each of its weights is made from the checkpoint."""
-
-    graph: Graph
-    weights: Sequence[WeightSpec]
+    greedy_tokens: Buffer
+    max_logits: Buffer
 
 
 class ArchConfig(Protocol):
@@ -80,16 +78,28 @@ class ArchConfig(Protocol):
     def finalize(
         self,
         huggingface_config: Any,
-        state_dict: MutableMapping[str, WeightData],
-        return_logits: ReturnLogits,
+        state_dict: Mapping[str, WeightData],
+        return_logits: ReturnLogits | str,
         quant_config: Any | None = None,
     ) -> None:
-        """What only the weights tell. A config that is not finalized can't build a graph."""
+        """Settles the fields that only the weights tell. A config that is not finalized can't build a graph."""
 
     @staticmethod
     def get_num_layers(huggingface_config: Any) -> int: ...
 
     def get_kv_params(self) -> KVCacheParams: ...
+
+
+def signal_buffer_type(device: DeviceRef) -> BufferType:
+    """The buffer in which collectives meet; a single byte on the CPU, where nothing waits for a peer."""
+    return BufferType(DType.uint8, [1], device) if device.is_cpu() else Signals([device]).input_types()[0]
+
+
+def allocate_signal_buffers(devices: Sequence[Device]) -> list[Buffer]:
+    """One signal buffer a device, ready for use."""
+    if devices[0].is_host:
+        return [Buffer.zeros([1], DType.uint8, device) for device in devices]
+    return Signals.allocate(devices)
 
 
 class AlwaysSignalBuffersMixin:
@@ -114,9 +124,22 @@ class PipelineModel(ABC):
     model_config_cls: ClassVar[type[Any]]
     model: Model
 
+    @property
+    @abstractmethod
+    def graph_names(self) -> Sequence[str]:
+        """The graphs that the model has: warming up and ahead-of-time compilation loop over them."""
+
+    @abstractmethod
+    def required_graphs(self, context: TextContext) -> Sequence[str]:
+        """The graphs that the steps of a request run."""
+
+    @abstractmethod
+    def compile(self, names: Iterable[str]) -> None:
+        """Compiles those of the graphs that are not compiled yet, so that nothing compiles inside a step."""
+
     @abstractmethod
     def load_model(self, session: InferenceSession) -> Model:
-        """Compiles the graph and hands it the weights."""
+        """Checks the weights of all graphs and compiles the decoder."""
 
     @abstractmethod
     def prepare_initial_token_inputs(
@@ -125,7 +148,7 @@ class PipelineModel(ABC):
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
     ) -> ModelInputs:
-        """The inputs of a step that computes each context's `next_chunk`, prefill and decode alike."""
+        """The inputs of a step that computes each context's scheduled tokens, prefill and decode alike."""
 
     @abstractmethod
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> ModelInputs:

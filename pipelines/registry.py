@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
+from pipelines.config import AUTO
 from pipelines.errors import InputError
 
 ENTRY_POINT_GROUP = "pipelines.architectures"
@@ -22,15 +23,15 @@ class SupportedArchitecture:
     encodings: Mapping[str, tuple[str, ...]]  # device kind ("cpu", "gpu") -> encodings, the default first
     config: type[Any]  # an ArchConfig
     pipeline_model: type[Any]  # a PipelineModel
-    adapt_name: Callable[[str], str | None]  # checkpoint's tensor name -> graph's; None: dropped; KeyError: unknown
+    weight_adapters: Mapping[str, Callable[..., Any]]  # format of the files ("safetensors") -> a WeightAdapter
     sizes: str = ""  # as the models' names say them, "270M, 1B"
     image_processor: Callable[..., Any] | None = None  # (folder, huggingface_config) -> an ImageProcessor
     lookup_tables: tuple[str, ...] = ()  # weights of which rows are read from the mapped file: they take no memory
 
     @property
-    def takes(self) -> str:
-        """What a prompt may have."""
-        return "text" if self.image_processor is None else "text and images"
+    def input_modalities(self) -> tuple[str, ...]:
+        """The kinds of content that a prompt may have."""
+        return ("text",) if self.image_processor is None else ("text", "images")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Registry:
 def choose_encoding(
     architecture: SupportedArchitecture, device_kind: str, requested: str, checkpoint_dtype: str | None
 ) -> str:
-    """The encoding to run in: the requested one, or for "auto" the checkpoint's where the device runs it.
+    """The encoding to run in: the requested one, or left open (`AUTO`) the checkpoint's where the device runs it.
 
     Raises InputError naming the encodings that this kind of device runs.
     """
@@ -87,7 +88,7 @@ def choose_encoding(
     if not encodings:
         kinds = ", ".join(kind for kind, names in architecture.encodings.items() if names)
         raise InputError(f"{architecture.name} does not run on {device_kind}; it runs on: {kinds}")
-    if requested == "auto":
+    if requested == AUTO:
         return checkpoint_dtype if checkpoint_dtype in encodings else encodings[0]
     if requested not in encodings:
         can_run = ", ".join(encodings)

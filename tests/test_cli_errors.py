@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import max.driver
 import pytest
-from command import Caller, run
+from command import COMMAND, TIMEOUT_S, Caller, Result, run
 from PIL import Image
 
 from pipelines.loading.checkpoint import DEMO_FOLDER
@@ -35,14 +38,18 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def change_header(folder: Path, change: Callable[[Header], Any]) -> None:
-    """Rewrites what a safetensors file says of its tensors, and leaves their bytes alone."""
+    """Rewrites what a safetensors file says of its tensors; each keeps the bytes that the change gives it."""
     path = folder / "model.safetensors"
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
+    header, body = json.loads(data[8:end]), b""
     change(header)
+    for name in header.keys() - {"__metadata__"}:
+        start, stop = header[name]["data_offsets"]
+        header[name] = header[name] | {"data_offsets": [len(body), len(body) + stop - start]}
+        body += data[end + start : end + stop]
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def change_header(folder: Path, change: Callable[[Header], Any]) -> None:
         (["generate", "--prompt", "x", "--prompt", ""], ["prompt is empty"]),
         (["generate", "--prompt", "\udcff"], ["not UTF-8"]),
         (["generate", "--prompt", "x", "--devices", "tpu"], ["'tpu'", "cpu, gpu"]),
-        (["generate", "--prompt", "x", "--quantization-encoding", "q1"], ["'q1'", "'float32'", "'q4_k'"]),
+        (["generate", "--prompt", "x", "--quantization-encoding", "q1"], ["'q1'", "'float32'", "'bfloat16'"]),
         (["generate", "--prompt", "x", "--kv-cache-memory", "lots"], ["'lots'", "2GiB"]),
         (["generate", "--prompt", "x", "--max-batch-size", "0"], ["max_batch_size", "0", "from 1 to"]),
         (["generate", "--prompt", "x", "--max-length", "-5"], ["max_length", "-5", "from 1 to"]),
@@ -164,8 +171,8 @@ def test_a_truncated_file(call: Caller, demo_copy: Path) -> None:
 
 
 def test_what_the_device_can_not_run(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = call("generate", "--prompt", "x", "--quantization-encoding", "q4_k").error()
-    assert "q4_k on cpu" in line and line.endswith(": float32, bfloat16")
+    line = call("generate", "--prompt", "x", "--quantization-encoding", "float8_e4m3fn").error()
+    assert "float8_e4m3fn on cpu" in line and line.endswith(": float32, bfloat16")
     monkeypatch.setattr(max.driver, "accelerator_count", lambda: 0)
     assert "no GPU found" in call("generate", "--prompt", "x", "--devices", "gpu").error()
 
@@ -277,3 +284,99 @@ def test_variables_of_a_template_that_are_no_json(call: Caller) -> None:
     for text in ("{", "[1]", "x"):
         line = call("generate", "--prompt", "x", "--chat-template-kwargs", text).error()
         assert "--chat-template-kwargs" in line and "JSON object" in line
+
+
+BIG_OUTPUT = """
+import cli
+@cli.commands.command()
+def big():
+    for _ in range(9):
+        print("x" * 100_000)
+    raise SystemExit("not reached")
+cli.main(["big"])
+"""
+DESCRIPTOR = """
+import cli, os
+@cli.commands.command()
+def descriptor():
+    os._exit(os.open(os.devnull, os.O_RDONLY))
+cli.main(["descriptor"])
+"""
+COMMANDS = {
+    "list": [COMMAND, "list"],
+    "help": [COMMAND, "--help"],
+    "version": [COMMAND, "--version"],
+    "big": [sys.executable, "-c", BIG_OUTPUT],
+    "descriptor": [sys.executable, "-c", DESCRIPTOR],
+    "usage": [COMMAND, "frobnicate"],
+    "no arguments": [COMMAND],
+    "refused after stages": [COMMAND, "generate", "--prompt", "x", "--image", PNG],
+    "standard input": [COMMAND, "generate", "--prompt", "-"],
+}
+
+
+@pytest.fixture
+def broken_pipe() -> Iterator[int]:
+    """A pipe whose reader has gone."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    yield write_end
+    os.close(write_end)
+
+
+def redirected(
+    name: str, redirection: str = "", stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> Result:
+    """Runs a command with streams as a shell makes them."""
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *COMMANDS[name]]
+    environment = dict(os.environ)  # MAX changes the real one behind Python's back
+    streams = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr}
+    done = subprocess.run(shell, **streams, env=environment, timeout=TIMEOUT_S)
+    return Result(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
+
+
+@pytest.mark.parametrize("name", ["list", "help", "version", "big"])
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_a_standard_output_that_can_not_be_written(name: str, redirection: str, reason: str) -> None:
+    result = redirected(name, redirection)
+    assert (result.code, result.err) == (1, f"error: can't write standard output: {reason}\n")
+
+
+@pytest.mark.parametrize("name", ["list", "help", "version", "big"])
+def test_a_standard_output_that_nobody_reads(name: str, broken_pipe: int) -> None:
+    result = redirected(name, stdout=broken_pipe)
+    assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["usage", "no arguments"])
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", ">/dev/full 2>&1", "<&- >&- 2>&-"])
+def test_a_standard_error_that_can_not_be_written(name: str, redirection: str) -> None:
+    assert redirected(name, redirection) == Result(2, "", "")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_stages_that_can_not_be_written(redirection: str) -> None:
+    assert redirected("refused after stages", redirection) == Result(2, "", "")
+
+
+def test_a_standard_error_that_nobody_reads(broken_pipe: int) -> None:
+    assert redirected("usage", stderr=broken_pipe) == Result(2, "", "")
+    assert redirected("usage", stdout=broken_pipe, stderr=broken_pipe) == Result(2, "", "")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_output_does_not_need_a_standard_error(redirection: str) -> None:
+    result = redirected("version", redirection)
+    assert (result.code, result.out.split()[0]) == (0, "pipelines,")
+
+
+def test_a_standard_input_that_is_closed_or_can_not_be_read() -> None:
+    assert "the prompt is empty" in redirected("standard input", "<&-").error()
+    line = redirected("standard input", "0>/dev/null").error()
+    assert "can't read standard input: Bad file descriptor" in line
+
+
+def test_files_do_not_take_the_place_of_closed_streams() -> None:
+    assert redirected("descriptor", "<&- >&- 2>&-").code > 2

@@ -1,35 +1,29 @@
-"""What the graphs of decoder-only families need to know, as far as they have it in common."""
+"""The configuration that decoder-only families have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-import numpy as np
-import numpy.typing as npt
 from max.dtype import DType
 from max.graph import DeviceRef
 from max.graph.weights import WeightData
 
+from architectures.layers.activations import ACTIVATIONS
 from architectures.layers.attention import FULL, MIN_CPU_WINDOW, SLIDING
-from architectures.layers.mlp import ACTIVATIONS
 from architectures.layers.rope import RopeParameters
 from kv_cache import KVCacheParams, PageGroup
 from pipelines.config import PipelineConfig
 from pipelines.loading.checkpoint import resolve_config
-from pipelines.loading.float8 import ENCODING as FLOAT8_ENCODING
-from pipelines.loading.float8 import FLOAT8, Float8Config
+from pipelines.loading.encoding import Encoding
+from pipelines.loading.encodings import DEFAULT_ENCODINGS, by_device, encoding
+from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 from pipelines.loading.weights import same_values
 from pipelines.pipeline_model import ReturnLogits
 
 Encodings = Mapping[str, tuple[str, ...]]
-
-ENCODINGS: Encodings = {"cpu": ("float32", "bfloat16"), "gpu": ("bfloat16", "float32")}
-"""What each kind of device runs, the default first."""
-
-DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16, FLOAT8_ENCODING: DType.bfloat16}
-"""Of matrices; of float8 ones, those that are dequantized."""
+"""Names by kind of device, the default first."""
 
 
 @dataclass(kw_only=True)
@@ -37,39 +31,39 @@ class DecoderConfig:
     """One decoder on the devices of one run; a family adds what only it has.
 
     The names are transformers'; hidden_activation is its hidden_act too. layer_types: SLIDING or FULL for each layer.
-    num_key_value_heads, head_dim, rope_parameters: by layer type. sliding_window: of the SLIDING ones. dtype: of
-    activations and cache.
-    matrix_dtype: of weight matrices, which on the CPU may be bfloat16 beside float32 activations.
-    float8: how the checkpoint's float8 matrices are scaled; is_native_float8: whether they are multiplied as they are.
-    `return_logits` and `tie_word_embeddings` are None, and native_float8 (names of such matrices) empty, until
-    `finalize`.
+    sliding_window: of the SLIDING ones. rope_parameters: by layer type. dtype: of activations and cache. encoding: of
+    the weight matrices in memory. quant_config: how the checkpoint's float8 matrices are scaled. stored: the types of
+    the checkpoint's tensors, by the graph's names; with return_logits and tie_word_embeddings it is what `finalize`
+    settles.
     """
 
-    encodings: ClassVar[Encodings] = ENCODINGS
+    encodings: ClassVar[Encodings] = by_device(["float32", "bfloat16"])
 
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_attention_heads: int
-    num_key_value_heads: Mapping[str, int]
-    head_dim: Mapping[str, int]
+    num_key_value_heads: int
+    head_dim: int
     hidden_activation: str
+    max_position_embeddings: int
     rms_norm_eps: float
     attention_bias: bool
     layer_types: tuple[str, ...]
     sliding_window: int | None
     rope_parameters: Mapping[str, RopeParameters]
     dtype: DType
-    matrix_dtype: DType
+    encoding: Encoding
     devices: tuple[DeviceRef, ...]
-    float8: Float8Config | None = None
-    is_native_float8: bool = False
-    return_logits: ReturnLogits | None = None
-    tie_word_embeddings: bool | None = None
-    native_float8: frozenset[str] = frozenset()
+    quant_config: Float8Config | None = None
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
+    tie_word_embeddings: bool = False
+    stored: Mapping[str, DType] = field(default_factory=dict)
+    is_finalized: bool = False
 
     @classmethod
     def initialize(cls, pipeline_config: PipelineConfig, model_config: Any | None = None) -> Self:
+        """From the run alone. model_config: the Hugging Face configuration, read from the checkpoint when None."""
         if model_config is None:
             run = pipeline_config
             model_config = resolve_config(run.model, run.revision, run.trust_remote_code).huggingface_config
@@ -84,57 +78,71 @@ class DecoderConfig:
         """
         text = huggingface_config.get_text_config()
         config = cls(**cls.common_fields(pipeline_config, text), **cls.own_fields(text))
-        config._read_quantization(getattr(huggingface_config, "quantization_config", None), pipeline_config)
-        config.refuse_what_is_not_built()
+        quantization_config = getattr(huggingface_config, "quantization_config", None)
+        config._read_quantization(quantization_config, cls._requested_encoding(pipeline_config), pipeline_config)
+        config.refuse_unsupported()
         return config
 
     @classmethod
     def common_fields(cls, run: PipelineConfig, text: Any) -> dict[str, Any]:
         """The fields of this class, from a text model's configuration."""
         layer_types = _layer_types(text)
-        heads = {kind: cls.heads_of(text, kind) for kind in dict.fromkeys(layer_types)}
-        encoding = _encoding(run, cls.encodings)
+        requested = cls._requested_encoding(run)
+        num_kv_heads, head_dim = cls.heads_of(text, SLIDING if SLIDING in layer_types else FULL)
         return {
             "vocab_size": text.vocab_size,
             "hidden_size": text.hidden_size,
             "intermediate_size": text.intermediate_size,
             "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": {kind: count for kind, (count, _) in heads.items()},
-            "head_dim": {kind: size for kind, (_, size) in heads.items()},
+            "num_key_value_heads": num_kv_heads,
+            "head_dim": head_dim,
             "hidden_activation": getattr(text, "hidden_activation", None) or text.hidden_act,
+            "max_position_embeddings": text.max_position_embeddings,
             "rms_norm_eps": text.rms_norm_eps,
             "attention_bias": text.attention_bias,
             "layer_types": layer_types,
             "sliding_window": text.sliding_window if SLIDING in layer_types else None,
             "rope_parameters": _rope_parameters(text.rope_parameters, layer_types),
-            "dtype": DTYPES[encoding] if run.device_kind == "gpu" else DType.float32,
-            "matrix_dtype": DTYPES[encoding],
+            "dtype": requested.activation_dtypes[run.device_kind],
+            "encoding": requested.on(run.device_kind),
             "devices": tuple(run.device_refs),
         }
 
     @classmethod
-    def heads_of(cls, text: Any, kind: str) -> tuple[int, int]:
-        """How many heads keys and values have in layers of this type, and how large a head is."""
-        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return text.num_key_value_heads, size
+    def heads_of(cls, text: Any, layer_type: str) -> tuple[int, int]:
+        """Heads of keys and values in layers of this type, and the size of a head."""
+        return text.num_key_value_heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     @classmethod
     def own_fields(cls, text: Any) -> dict[str, Any]:
         """The fields that the family adds."""
         return {}
 
-    def _read_quantization(self, quantization_config: Any | None, run: PipelineConfig) -> None:
-        is_asked_for = run.quantization_encoding == FLOAT8_ENCODING
-        if quantization_config is None:
-            if is_asked_for:
-                raise ValueError(f"quantization_encoding {FLOAT8_ENCODING} needs a checkpoint that is stored in it")
-            return
-        if FLOAT8_ENCODING not in self.encodings[run.device_kind]:
-            raise ValueError(f"quantization_config is not supported for {type(self).__name__.removesuffix('Config')}")
-        self.float8 = Float8Config.from_huggingface(quantization_config)
-        self.is_native_float8 = is_asked_for and run.device_kind == "gpu"
+    @classmethod
+    def _requested_encoding(cls, run: PipelineConfig) -> Encoding:
+        """The encoding that the run asks for; the device's default, if it leaves it open.
 
-    def refuse_what_is_not_built(self) -> None:
+        Raises:
+            ValueError: The device does not run it.
+        """
+        choices, name = cls.encodings[run.device_kind], run.quantization_encoding
+        name = DEFAULT_ENCODINGS[run.device_kind] if run.leaves_encoding_open else name
+        if name not in choices:
+            raise ValueError(
+                f"quantization_encoding {name!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
+            )
+        return encoding(name)
+
+    def _read_quantization(self, quantization_config: Any | None, requested: Encoding, run: PipelineConfig) -> None:
+        if quantization_config is None:
+            if requested.needs_quantized_checkpoint:
+                raise ValueError(f"quantization_encoding {requested.name} needs a checkpoint that is stored in it")
+            return
+        if not any(encoding(name).needs_quantized_checkpoint for name in self.encodings[run.device_kind]):
+            raise ValueError(f"quantization_config is not supported for {type(self).__name__.removesuffix('Config')}")
+        self.quant_config = Float8Config.from_huggingface(quantization_config)
+
+    def refuse_unsupported(self) -> None:
         """Raises ValueError, naming field and value, for what the graph would silently ignore or can't compile."""
         if self.hidden_activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
@@ -149,29 +157,32 @@ class DecoderConfig:
     def finalize(
         self,
         huggingface_config: Any,
-        state_dict: MutableMapping[str, WeightData],
-        return_logits: ReturnLogits,
+        state_dict: Mapping[str, WeightData],
+        return_logits: ReturnLogits | str,
         quant_config: Any | None = None,
     ) -> None:
-        """Settles which logits are returned and whether the head is the embedding.
+        """Settles which logits are returned, whether the head is the embedding, and what the checkpoint's types are.
 
         As in transformers, a stored head that differs from the embedding counts, even where config.json ties them.
-        One that does not differ is taken out of the state dict. quant_config: replaces what config.json says of
-        float8 weights.
+        state_dict: as the weight adapter gives it; it is left as it is. return_logits: MAX's own is welcome too.
+        quant_config: replaces what config.json says of float8 weights.
         """
-        self.read_weights(state_dict)
-        self.float8 = quant_config or self.float8
-        if self.is_native_float8:
-            self.native_float8 = frozenset(name for name, data in state_dict.items() if data.dtype == FLOAT8)
         head, embedding = state_dict.get("lm_head.weight"), state_dict.get("embed_tokens.weight")
-        tied = bool(huggingface_config.get_text_config().tie_word_embeddings)
-        self.tie_word_embeddings = tied and (head is None or embedding is None or same_values(head, embedding))
-        if self.tie_word_embeddings:
-            state_dict.pop("lm_head.weight", None)
-        self.return_logits = return_logits
+        is_tied = bool(huggingface_config.get_text_config().tie_word_embeddings)
+        self.tie_word_embeddings = is_tied and (head is None or embedding is None or same_values(head, embedding))
+        self.quant_config = quant_config or self.quant_config
+        self.stored = {name: data.dtype for name, data in state_dict.items()}
+        self.return_logits = ReturnLogits(getattr(return_logits, "value", return_logits))
+        self.is_finalized = True
 
-    def read_weights(self, state_dict: MutableMapping[str, WeightData]) -> None:
-        """What the family learns from the weights, and changes in them, before the rest is settled."""
+    def kv_heads(self, layer_type: str) -> tuple[int, int]:
+        """Heads of keys and values in layers of this type, and the size of a head."""
+        return self.num_key_value_heads, self.head_dim
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the decoder."""
+        return len(self.layer_types)
 
     @property
     def cached_layer_types(self) -> tuple[str, ...]:
@@ -181,31 +192,64 @@ class DecoderConfig:
     @property
     def rope_dims(self) -> dict[str, int]:
         """The width of each layer type's RoPE table."""
-        return {kind: self.head_dim[kind] for kind in self.rope_parameters}
+        return {layer_type: self.kv_heads(layer_type)[1] for layer_type in self.rope_parameters}
 
-    def rope_tables(self, num_positions: int) -> dict[str, npt.NDArray[np.float32]]:
-        """[num_positions, head_dim] for each layer type."""
-        return {kind: rope.table(num_positions, self.head_dim[kind]) for kind, rope in self.rope_parameters.items()}
+    @property
+    def interleaved_rope_weights(self) -> bool:
+        """False: the halves of a head are rotated, as in the checkpoints of transformers."""
+        return False
+
+    @property
+    def kv_params(self) -> KVCacheParams:
+        """As `get_kv_params`."""
+        return self.get_kv_params()
 
     @staticmethod
     def get_num_layers(huggingface_config: Any) -> int:
+        """Layers of the text model."""
         return int(huggingface_config.get_text_config().num_hidden_layers)
 
+    @classmethod
+    def calculate_max_seq_len(cls, huggingface_config: Any, model_config: PipelineConfig) -> int:
+        """The most tokens that a request of this run may have; model_config: the run.
+
+        Raises:
+            ValueError: The run's max_length is more than the model's.
+        """
+        limit = int(huggingface_config.get_text_config().max_position_embeddings)
+        if model_config.max_length is not None and model_config.max_length > limit:
+            raise ValueError(f"max_length {model_config.max_length} is more than the {limit} tokens of the model")
+        return model_config.max_length or limit
+
+    def get_max_seq_len(self) -> int:
+        """The most tokens that the model takes, `max_position_embeddings`."""
+        return self.max_position_embeddings
+
+    @classmethod
+    def construct_kv_params(cls, huggingface_config: Any, pipeline_config: PipelineConfig) -> KVCacheParams:
+        """The cache of a run, without a configuration at hand.
+
+        Raises:
+            ValueError: As `initialize_from_config`.
+        """
+        return cls.initialize_from_config(pipeline_config, huggingface_config).get_kv_params()
+
     def get_kv_params(self) -> KVCacheParams:
-        """One page group for each kind of layer that the model has."""
+        """One page group for each layer type that the model has."""
         return KVCacheParams(
-            tuple(
-                PageGroup(
-                    name=kind,
-                    num_layers=self.cached_layer_types.count(kind),
-                    num_kv_heads=self.num_key_value_heads[kind],
-                    head_dim=self.head_dim[kind],
-                    dtype=self.dtype,
-                    devices=self.devices,
-                    window=self.sliding_window if kind == SLIDING else None,
-                )
-                for kind in dict.fromkeys(self.cached_layer_types)
-            )
+            tuple(self._page_group(layer_type) for layer_type in dict.fromkeys(self.cached_layer_types))
+        )
+
+    def _page_group(self, layer_type: str) -> PageGroup:
+        num_kv_heads, head_dim = self.kv_heads(layer_type)
+        return PageGroup(
+            name=layer_type,
+            num_layers=self.cached_layer_types.count(layer_type),
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dtype=self.dtype,
+            devices=self.devices,
+            window=self.sliding_window if layer_type == SLIDING else None,
         )
 
 
@@ -215,8 +259,8 @@ def _layer_types(text: Any) -> tuple[str, ...]:
     Raises:
         ValueError: A type that is not built.
     """
-    kind = FULL if getattr(text, "sliding_window", None) is None else SLIDING
-    layer_types = tuple(getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers)
+    default = FULL if getattr(text, "sliding_window", None) is None else SLIDING
+    layer_types = tuple(getattr(text, "layer_types", None) or [default] * text.num_hidden_layers)
     if unknown := set(layer_types) - {SLIDING, FULL}:
         raise ValueError(f"layer_types {', '.join(sorted(unknown))} is not supported ({SLIDING} and {FULL} are)")
     return layer_types
@@ -227,21 +271,6 @@ def _rope_parameters(parameters: Mapping[str, Any], layer_types: tuple[str, ...]
     if "rope_theta" in parameters:
         return dict.fromkeys(layer_types, RopeParameters.from_huggingface(parameters, "rope_parameters"))
     return {
-        kind: RopeParameters.from_huggingface(parameters[kind], f"rope_parameters.{kind}")
-        for kind in dict.fromkeys(layer_types)
+        layer_type: RopeParameters.from_huggingface(parameters[layer_type], f"rope_parameters.{layer_type}")
+        for layer_type in dict.fromkeys(layer_types)
     }
-
-
-def _encoding(run: PipelineConfig, encodings: Encodings) -> str:
-    """The encoding that the run asks for; the device's default, if it leaves it open.
-
-    Raises:
-        ValueError: The device does not run it.
-    """
-    choices = encodings[run.device_kind]
-    encoding = choices[0] if run.quantization_encoding == "auto" else run.quantization_encoding
-    if encoding not in choices:
-        raise ValueError(
-            f"quantization_encoding {encoding!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
-        )
-    return encoding

@@ -8,23 +8,20 @@ from max.dtype import DType
 from max.graph import Graph, TensorValue, ops
 
 from architectures.decoder.config import DecoderConfig
-from architectures.decoder.inputs import (
-    DecoderValues,
-    ImageInputs,
-    decoder_input_types,
-    graph_values,
-    image_input_types,
-)
+from architectures.decoder.inputs import DecoderValues, decoder_input_types, graph_values
+from architectures.layers.activations import soft_cap
+from architectures.layers.attention import RaggedBatch
 from architectures.layers.collectives import broadcast
 from architectures.layers.kernels import extensions
 from architectures.layers.linear import matmul
-from architectures.layers.logits import last_of_each_row, select_positions
+from architectures.layers.logits import greedy_choice, last_of_each_row, select_positions
 from architectures.layers.norm import RMSNorm
-from architectures.layers.weights import Shards, WeightTable
-from pipelines.pipeline_model import TracedGraph
+from architectures.layers.weights import Replicated, WeightTable
+from pipelines.loading.encoding import Matrix
+from pipelines.loading.weight_spec import TracedGraph
 
 Outputs = tuple[TensorValue, ...]
-"""logits [M, V], next_token_logits [B, V], logit_offsets [B + 1], next_tokens [B]."""
+"""logits [M, V], next_token_logits [B, V], logit_offsets [B + 1], greedy_tokens [M], max_logits [M]."""
 
 
 def trace(
@@ -35,31 +32,42 @@ def trace(
 ) -> TracedGraph:
     """A decoder's graph: no weights are read, no device is opened, nothing is compiled.
 
-    takes_embeddings: whether the inputs are `ImageInputs`.
+    takes_embeddings: whether the embeddings of the tokens are an input, as in steps whose rows are images.
 
     Raises:
         ValueError: The configuration is not finalized.
     """
-    if config.return_logits is None or config.tie_word_embeddings is None:
+    if not config.is_finalized:
         raise ValueError("finalize the configuration before building a graph: only the weights tell the rest")
-    types = decoder_input_types(config.get_kv_params(), config.devices, config.rope_dims)
-    if takes_embeddings:
-        types = image_input_types(types, config.hidden_size)
-    weights = WeightTable(config.dtype, config.matrix_dtype, config.devices, config.float8, config.native_float8)
+    embeddings = (config.dtype, config.hidden_size) if takes_embeddings else None
+    types = decoder_input_types(config.get_kv_params(), config.devices, config.rope_dims, embeddings)
+    weights = WeightTable(config.dtype, config.encoding, config.devices, config.stored, config.quant_config)
     with Graph(name, input_types=types.flatten(), custom_extensions=extensions(config.devices)) as graph:
         graph.output(*forward(weights, graph_values(types, graph)))
     return TracedGraph(graph, weights.specs)
 
 
-def embed(weights: WeightTable, config: DecoderConfig, inputs: DecoderValues, scale: float | None = None) -> Shards:
+def ragged_batch(inputs: DecoderValues, config: DecoderConfig) -> RaggedBatch:
+    """The rows of a step on every device."""
+    assert inputs.position_ids is not None and inputs.freqs_cis is not None and inputs.kv_cache_inputs is not None
+    return RaggedBatch(
+        row_offsets=broadcast(inputs.input_row_offsets, config.devices),
+        position_ids=broadcast(inputs.position_ids, config.devices),
+        freqs_cis=inputs.freqs_cis,
+        pages=inputs.kv_cache_inputs,
+        signal_buffers=inputs.signal_buffers,
+    )
+
+
+def embed(weights: WeightTable, config: DecoderConfig, inputs: DecoderValues, scale: float | None = None) -> Replicated:
     """The tokens' rows of the embedding, times `scale` if there is one: [T, D] on every device.
 
-    In a step whose rows are images, what the vision tower made of these.
+    In a step whose rows are images, the embeddings that are an input.
     """
-    if isinstance(inputs, ImageInputs):
-        return broadcast(ops.cast(inputs.embeddings, config.dtype), config.devices)
-    embedding = weights.first("embed_tokens.weight", [config.vocab_size, config.hidden_size])
-    h_TD = ops.cast(ops.gather(embedding, inputs.tokens, axis=0), config.dtype)
+    if inputs.embeddings is not None:
+        return broadcast(inputs.embeddings, config.devices)
+    embedding = _vocabulary_matrix(weights, config, "embed_tokens.weight")
+    h_TD = ops.cast(embedding.encoding.gather(embedding, inputs.tokens), config.dtype)
     if scale is not None:
         h_TD = h_TD * ops.constant(scale, config.dtype, h_TD.device)
     return broadcast(h_TD, config.devices)
@@ -69,23 +77,21 @@ def logits(
     weights: WeightTable,
     config: DecoderConfig,
     norm: RMSNorm,
-    h: Shards,
+    h: Replicated,
     inputs: DecoderValues,
     softcapping: float | None = None,
 ) -> Outputs:
     """The last norm and the head, on the first device, for the positions that are wanted."""
-    assert config.return_logits is not None
     h_MD, offsets = select_positions(h[0], inputs.input_row_offsets, inputs.return_n_logits, config.return_logits)
-    scale = weights.first("norm.weight", [config.hidden_size])
-    head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    head_VD = weights.first(head, [config.vocab_size, config.hidden_size])
-    logits_MV = ops.cast(matmul(norm.apply(h_MD, scale), head_VD), DType.float32)
+    scale = weights.on_first_device("norm.weight", [config.hidden_size])
+    name = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    head = _vocabulary_matrix(weights, config, name)
+    logits_MV = ops.cast(matmul(norm.apply(h_MD, scale), head), DType.float32)
     if softcapping is not None:
-        logits_MV = ops.tanh(logits_MV / softcapping) * softcapping
-    next_BV = last_of_each_row(logits_MV, offsets)
-    return logits_MV, next_BV, offsets, ops.argmax(next_BV, axis=-1).reshape((-1,))
+        logits_MV = soft_cap(logits_MV, softcapping)
+    return logits_MV, last_of_each_row(logits_MV, offsets), offsets, *greedy_choice(logits_MV)
 
 
-def add(x: Shards, y: Shards) -> Shards:
-    """The sums, device by device."""
-    return [a + b for a, b in zip(x, y, strict=True)]
+def _vocabulary_matrix(weights: WeightTable, config: DecoderConfig, name: str) -> Matrix:
+    """Embedding or head, [V, D]."""
+    return weights.matrix_on_first_device(name, (config.vocab_size, config.hidden_size))

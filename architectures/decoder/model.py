@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,28 +13,32 @@ from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
 from max.graph.weights import WeightData
 
+from architectures.decoder.config import DecoderConfig
+from architectures.decoder.inputs import DecoderBuffers, DecoderInputs
+from architectures.decoder.rope_tables import RopeTables
+from architectures.layers.attention import FULL
 from kv_cache import advance
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
+from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights, materialize
-from pipelines.pipeline_model import (
-    AlwaysSignalBuffersMixin,
-    ModelInputs,
-    ModelOutputs,
-    PipelineModel,
-    ReturnLogits,
-    TracedGraph,
-)
+from pipelines.pipeline_model import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs, PipelineModel, ReturnLogits
 from pipelines.sampling.log_probabilities import LogProbabilitiesMixin
 from pipelines.stages import NullStages, Stages
 
+DECODER = "decoder"
+"""The graph of steps of text, which every decoder has."""
+
 
 class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineModel):
-    """Loads, feeds and runs the graph that a subclass builds.
+    """Loads, feeds and runs the graphs that a subclass builds.
 
-    pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names.
+    pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names. return_logits:
+    MAX's own is welcome too. models: the compiled graphs, by name.
     """
+
+    model_config_cls: ClassVar[type[DecoderConfig]]
 
     def __init__(
         self,
@@ -41,8 +46,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         session: InferenceSession,
         devices: Sequence[Device],
         huggingface_config: Any,
-        weights: dict[str, WeightData],
-        return_logits: ReturnLogits = ReturnLogits.VARIABLE,
+        weights: Mapping[str, WeightData],
+        return_logits: ReturnLogits | str = ReturnLogits.VARIABLE,
         stages: Stages | None = None,
     ) -> None:
         self.pipeline_config, self.huggingface_config = pipeline_config, huggingface_config
@@ -51,9 +56,12 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         self.config = self.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
         self.config.finalize(huggingface_config, weights, return_logits)
         self.kv_params = self.config.get_kv_params()
+        self.rope_tables = RopeTables(
+            self.config, devices, self.config.calculate_max_seq_len(huggingface_config, pipeline_config)
+        )
+        self.weights: dict[str, Any] = {}  # the compiled graphs read them in place
+        self.models: dict[str, Model] = {}
         self.model = self.load_model(session)
-        model_limit = int(huggingface_config.get_text_config().max_position_embeddings)
-        self.freqs_cis = self._place_rope_tables(pipeline_config.max_length or model_limit)
 
     @staticmethod
     @abstractmethod
@@ -62,34 +70,57 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
 
     @classmethod
     def get_num_layers(cls, huggingface_config: Any) -> int:
-        return int(cls.model_config_cls.get_num_layers(huggingface_config))
+        """Layers of the text model."""
+        return cls.model_config_cls.get_num_layers(huggingface_config)
+
+    def trace_graphs(self) -> dict[str, TracedGraph]:
+        """All graphs of the model, by name."""
+        return {DECODER: self.build_graph(self.config)}
+
+    @property
+    def graph_names(self) -> Sequence[str]:
+        return tuple(self.traced)
+
+    def required_graphs(self, context: TextContext) -> Sequence[str]:
+        return (DECODER,)
 
     def load_model(self, session: InferenceSession) -> Model:
-        """Compiles the graph while the weights are read; neither needs the other until the end.
+        """Traces all graphs, checks their weights, and compiles the decoder.
 
         Raises:
             InputError: A tensor that is missing, misshapen or unexpected, before anything is compiled.
         """
+        self.session = session
         with self.stages.stage("graph"):
-            traced = self.build_graph(self.config)
-        check_weights(traced.weights, self.state_dict)
-        compiling = session.compile_async(traced.graph)
-        with self.stages.stage("weights"):
-            self.weights = materialize(traced.weights, self.state_dict, self.devices)  # the model reads them in place
-        return self._finish_loading(session, compiling, self.weights)
+            self.traced = self.trace_graphs()
+        check_weights([spec for traced in self.traced.values() for spec in traced.weights], self.state_dict)
+        self.compile([DECODER])
+        return self.models[DECODER]
 
-    def _finish_loading(self, session: InferenceSession, compiling: Any, weights: Mapping[str, Any]) -> Model:
-        with self.stages.stage("compile", "a minute or two, once for each shape of model"):
+    def compile(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.models:
+                self.models[name] = self._compile(name)
+
+    def _compile(self, name: str) -> Model:
+        """Compiles a graph while its weights are read; neither needs the other until the end."""
+        traced, detail = self.traced[name], "" if name == DECODER else name.replace("_", " ")
+        compiling = self.session.compile_async(traced.graph)
+        missing = [spec for spec in traced.weights if spec.name not in self.weights]
+        with self.stages.stage("weights", detail):
+            self.weights |= materialize(missing, self.state_dict, self.devices)
+        weights = {spec.name: self.weights[spec.name] for spec in traced.weights}
+        with self.stages.stage("compile", detail or "a minute or two, once for each shape of model"):
             # Waiting for the compiler in this thread would make it deaf to Ctrl-C.
-            return in_background(lambda: session.init(compiling, weights_registry=weights)).result()
+            return in_background(lambda: self.session.init(compiling, weights_registry=weights)).result()
 
     def prepare_initial_token_inputs(
         self,
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
-    ) -> ModelInputs:
-        """The inputs of a step that computes each context's `next_chunk`.
+    ) -> DecoderBuffers:
+        """The inputs of a step that computes each context's scheduled tokens.
 
         Raises:
             ValueError: Not exactly one replica, no context, or no cache inputs.
@@ -97,54 +128,79 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         if len(replica_batches) != 1 or not replica_batches[0] or kv_cache_inputs is None:
             raise ValueError("one replica with at least one context, and its KV cache inputs, are needed")
         contexts = replica_batches[0]
-        positions = [np.arange(c.num_computed, c.num_computed + c.num_scheduled, dtype=np.uint32) for c in contexts]
+        starts, lengths = ([getattr(c, n) for c in contexts] for n in ("num_computed_tokens", "num_scheduled_tokens"))
         return self._inputs(
-            tokens=self._place(np.concatenate([np.asarray(c.next_chunk, np.int64) for c in contexts])),
-            lengths=[c.num_scheduled for c in contexts],
-            positions=np.concatenate(positions),
+            tokens=self._place(np.concatenate([np.asarray(c.scheduled_tokens, np.int64) for c in contexts])),
+            row_offsets=np.cumsum([0, *lengths]),
+            positions=_positions(starts, lengths),
             kv_cache_inputs=kv_cache_inputs,
             return_n_logits=return_n_logits,
         )
 
-    def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> ModelInputs:
+    def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> DecoderBuffers:
         """One more token a row; the page tables must already reach one token further."""
-        offsets = prev_model_inputs.input_row_offsets.to_numpy().astype(np.int64)
+        previous = self._completed(prev_model_inputs)
+        assert previous.position_ids is not None and previous.kv_cache_inputs is not None
+        offsets = previous.input_row_offsets.to_numpy().astype(np.int64)
         lengths = np.diff(offsets)
         return self._inputs(
             tokens=next_tokens,
-            lengths=[1] * len(lengths),
-            positions=prev_model_inputs.position_ids.to_numpy()[0, offsets[1:] - 1] + np.uint32(1),
-            kv_cache_inputs=advance(prev_model_inputs.kv_cache_inputs, self.kv_params, lengths.tolist()),
+            row_offsets=np.arange(len(offsets)),
+            positions=previous.position_ids.to_numpy()[0, offsets[1:] - 1] + np.uint32(1),
+            kv_cache_inputs=advance(previous.kv_cache_inputs, self.kv_params, lengths.tolist()),
             return_n_logits=1,
         )
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
-        return ModelOutputs(*self.model.execute(*model_inputs.flatten()))
+        """Runs one step.
+
+        Raises:
+            ValueError: Inputs without pages, or without position_ids for a model of which no layer keeps all tokens.
+        """
+        return self._run(DECODER, self._completed(model_inputs))
+
+    def _run(self, name: str, inputs: DecoderBuffers) -> ModelOutputs:
+        return ModelOutputs(*self.models[name].execute(*inputs.flatten()))
+
+    def _completed(self, inputs: ModelInputs) -> DecoderBuffers:
+        """Inputs that were made without positions or RoPE tables, with those that follow from the others."""
+        if not isinstance(inputs, DecoderInputs) or inputs.kv_cache_inputs is None:
+            raise ValueError("DecoderInputs with kv_cache_inputs are needed")
+        if inputs.position_ids is not None and inputs.freqs_cis is not None:
+            return inputs
+        if FULL not in inputs.kv_cache_inputs:
+            raise ValueError("position_ids are needed: no layer keeps all tokens, so the cache does not tell them")
+        starts = inputs.kv_cache_inputs[FULL][0].cache_lengths.to_numpy()
+        positions = _positions(starts, np.diff(inputs.input_row_offsets.to_numpy()))
+        return dataclasses.replace(inputs, **self._position_inputs(positions))
 
     def _inputs(
         self,
         tokens: Buffer,
-        lengths: Sequence[int],
+        row_offsets: npt.NDArray[Any],
         positions: npt.NDArray[np.uint32],
         kv_cache_inputs: dict[str, tuple[Any, ...]],
         return_n_logits: int,
-    ) -> ModelInputs:
-        return ModelInputs(
+    ) -> DecoderBuffers:
+        return DecoderBuffers(
             tokens=tokens,
-            input_row_offsets=self._place(np.cumsum([0, *lengths]).astype(np.uint32)),
-            return_n_logits=Buffer.from_numpy(np.array([return_n_logits], np.int64)),
-            position_ids=self._place(positions[None]),
-            freqs_cis=self.freqs_cis,
+            input_row_offsets=self._place(row_offsets.astype(np.uint32)),
             signal_buffers=self.signal_buffers,
+            return_n_logits=Buffer.from_numpy(np.array([return_n_logits], np.int64)),
             kv_cache_inputs=kv_cache_inputs,
+            **self._position_inputs(positions),
         )
+
+    def _position_inputs(self, positions: npt.NDArray[np.uint32]) -> dict[str, Any]:
+        num_positions = int(positions.max()) + 1
+        return {"position_ids": self._place(positions[None]), "freqs_cis": self.rope_tables.up_to(num_positions)}
 
     def _place(self, array: npt.NDArray[Any]) -> Buffer:
         """The array on the first device; on the CPU without a copy."""
         return Buffer.from_numpy(array).to(self.devices[0])
 
-    def _place_rope_tables(self, num_positions: int) -> dict[str, list[Buffer]]:
-        tables = self.config.rope_tables(num_positions)
-        return {
-            kind: [Buffer.from_numpy(table).to(device) for device in self.devices] for kind, table in tables.items()
-        }
+
+def _positions(starts: Iterable[int], lengths: Iterable[int]) -> npt.NDArray[np.uint32]:
+    """The positions of ragged rows that begin at `starts`, [T]."""
+    rows = [np.arange(start, start + length, dtype=np.uint32) for start, length in zip(starts, lengths, strict=True)]
+    return np.concatenate(rows)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from max.graph.weights import WeightData
+
+from pipelines.loading.weights import rename, same_values
+
 TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
-"""What the names of a text model begin with: in multimodal checkpoints of the hub, in those that transformers 5 saves,
-and in text-only ones. The first that fits counts."""
+"""The beginnings of a text model's names: in multimodal checkpoints of the hub, in those that transformers 5 saves, and
+in text-only ones. The first that fits counts."""
 
 HEADS = {"lm_head.weight": "lm_head.weight", "language_model.lm_head.weight": "lm_head.weight"}
+
+StateDict = dict[str, WeightData]
 
 
 def adapt_text_name(name: str, dropped_prefixes: tuple[str, ...] = ()) -> str | None:
@@ -25,3 +33,20 @@ def adapt_text_name(name: str, dropped_prefixes: tuple[str, ...] = ()) -> str | 
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     raise KeyError(name)
+
+
+def adapt_text(tensors: StateDict, huggingface_config: Any) -> StateDict:
+    """The weight adapter of a text-only family without names of its own."""
+    return without_tied_head(rename(tensors, adapt_text_name), huggingface_config)
+
+
+def without_tied_head(state_dict: StateDict, huggingface_config: Any) -> StateDict:
+    """Without a head that repeats the embedding where config.json ties them.
+
+    As in transformers, one that differs counts.
+    """
+    head, embedding = state_dict.get("lm_head.weight"), state_dict.get("embed_tokens.weight")
+    is_tied = bool(huggingface_config.get_text_config().tie_word_embeddings)
+    if not is_tied or head is None or embedding is None or not same_values(head, embedding):
+        return state_dict
+    return {name: data for name, data in state_dict.items() if name != "lm_head.weight"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from architectures.gemma3.model import Gemma3Model
 from architectures.gemma3.model_config import Gemma3Config
-from architectures.gemma3.weight_adapters import adapt_name
+from architectures.gemma3.weight_adapters import adapt
 from pipelines.registry import SupportedArchitecture
 
 gemma3 = SupportedArchitecture(
@@ -14,7 +14,7 @@ gemma3 = SupportedArchitecture(
     encodings=Gemma3Config.encodings,
     config=Gemma3Config,
     pipeline_model=Gemma3Model,
-    adapt_name=adapt_name,
+    weight_adapters={"safetensors": adapt},
 )
 
 ARCHITECTURES = (gemma3,)

@@ -13,4 +13,5 @@ class Gemma3Model(DecoderModel):
     """Gemma 3 text, compiled."""
 
     model_config_cls: ClassVar[type[Gemma3Config]] = Gemma3Config
+    config: Gemma3Config
     build_graph = staticmethod(build_graph)

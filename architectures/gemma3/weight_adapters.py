@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from architectures.decoder.weight_adapters import adapt_text_name
+from typing import Any
+
+from architectures.decoder.weight_adapters import StateDict, adapt_text_name, without_tied_head
+from pipelines.loading.weights import rename
 
 IMAGE_PREFIXES = (
     "vision_tower.",
@@ -19,3 +22,8 @@ def adapt_name(name: str) -> str | None:
         KeyError: A name that no Gemma 3 checkpoint has.
     """
     return adapt_text_name(name, IMAGE_PREFIXES)
+
+
+def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
+    """The weight adapter of the text model."""
+    return without_tied_head(rename(tensors, adapt_name), huggingface_config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from architectures.gemma3 import Gemma3Config
 from architectures.gemma3_multimodal.image_processor import ImageProcessor
 from architectures.gemma3_multimodal.model import Gemma3MultimodalModel
-from architectures.gemma3_multimodal.weight_adapters import adapt_name
+from architectures.gemma3_multimodal.weight_adapters import adapt
 from pipelines.registry import SupportedArchitecture
 
 gemma3_multimodal = SupportedArchitecture(
@@ -15,7 +15,7 @@ gemma3_multimodal = SupportedArchitecture(
     encodings=Gemma3Config.encodings,
     config=Gemma3Config,
     pipeline_model=Gemma3MultimodalModel,
-    adapt_name=adapt_name,
+    weight_adapters={"safetensors": adapt},
     image_processor=ImageProcessor.from_checkpoint,
 )
 

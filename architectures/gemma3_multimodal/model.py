@@ -2,109 +2,108 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from max.engine import InferenceSession, Model
+from max.driver import Buffer
 
-from architectures.decoder.inputs import ImageInputs
+from architectures.decoder.inputs import DecoderBuffers
+from architectures.decoder.model import DECODER
 from architectures.gemma3 import Gemma3Model
 from architectures.gemma3.graph import build_graph
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
-from architectures.gemma3_multimodal.vision_weight_names import PREFIXES
 from pipelines.context import ImageSpan, TextContext
 from pipelines.errors import InputError
-from pipelines.loading.weights import check_weights, materialize
+from pipelines.loading.weight_spec import TracedGraph
 from pipelines.pipeline_model import ModelInputs, ModelOutputs
 
-Features = npt.NDArray[np.float32]
+DECODER_FOR_IMAGES = "decoder_for_images"
+VISION = "vision_tower"
 
 NUM_KEPT_IMAGES = 16
-"""Whose features are kept: an image may be computed in parts, and again after its request was preempted."""
+"""Whose features are kept beyond their request: turns of a chat repeat their images."""
 
 
 class Gemma3MultimodalModel(Gemma3Model):
-    """Gemma 3 with its vision tower. Three graphs: for steps of text, for steps of images, and the tower's own.
+    """Gemma 3 with its vision tower. Three graphs: for steps of text, for steps of images, and the tower's own."""
 
-    The latter two are compiled when the first image comes: who asks about text alone does not wait for them.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._features: OrderedDict[bytes, Buffer] = OrderedDict()
+        super().__init__(*args, **kwargs)
 
-    def load_model(self, session: InferenceSession) -> Model:
-        """The text model; the weights of the image side are left for later."""
-        of_images = tuple(PREFIXES.values())
-        self.session = session
-        self.vision_state_dict = {name: data for name, data in self.state_dict.items() if name.startswith(of_images)}
-        self.state_dict = {name: data for name, data in self.state_dict.items() if name not in self.vision_state_dict}
-        self._features: OrderedDict[bytes, Features] = OrderedDict()
-        return super().load_model(session)
-
-    @cached_property
-    def image_model(self) -> Model:
-        """The text model for steps whose rows are images; it has the weights of `model`."""
-        with self.stages.stage("graph", "images"):
-            traced = build_graph(self.config, of_images=True)
-        weights = {spec.name: self.weights[spec.name] for spec in traced.weights}
-        return self._finish_loading(self.session, self.session.compile_async(traced.graph), weights)
-
-    @cached_property
-    def vision_model(self) -> Model:
-        """The vision tower.
+    def trace_graphs(self) -> dict[str, TracedGraph]:
+        """All three.
 
         Raises:
-            InputError: A tensor that is missing, misshapen or unexpected, or a value in `vision_config` that the graph
-                can't honour.
+            InputError: A value in `vision_config` that the graph can't honour.
         """
         config = self.config
-        with self.stages.stage("graph", "vision tower"):
-            try:
-                vision = VisionConfig.from_huggingface(
-                    self.huggingface_config, config.dtype, config.matrix_dtype, config.devices
-                )
-            except ValueError as error:
-                raise InputError(f"config.json: {error}") from error
-            traced = build_vision_graph(vision)
-        check_weights(traced.weights, self.vision_state_dict)
-        compiling = self.session.compile_async(traced.graph)
-        with self.stages.stage("weights", "vision tower"):
-            self.vision_weights = materialize(traced.weights, self.vision_state_dict, self.devices)
-        return self._finish_loading(self.session, compiling, self.vision_weights)
+        try:
+            vision = VisionConfig.from_huggingface(
+                self.huggingface_config, config.dtype, config.encoding, config.devices
+            )
+        except ValueError as error:
+            raise InputError(f"config.json: {error}") from error
+        images = {DECODER_FOR_IMAGES: build_graph(config, bidirectional=True), VISION: build_vision_graph(vision)}
+        return super().trace_graphs() | images
+
+    def required_graphs(self, context: TextContext) -> Sequence[str]:
+        return self.graph_names if context.images else (DECODER,)
 
     def prepare_initial_token_inputs(
         self,
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
-    ) -> ModelInputs:
-        """As for text; the rows of a step are images, or parts of images to their ends, either all or none."""
+    ) -> DecoderBuffers:
+        """The inputs of a step, as for text; the rows of a step are images, or parts of images to their ends, either
+        all or none."""
         inputs = super().prepare_initial_token_inputs(replica_batches, kv_cache_inputs, return_n_logits)
-        contexts = replica_batches[0]
-        images = [context.next_image for context in contexts]
-        if images[0] is None:
+        images = [(context, image) for context in replica_batches[0] if (image := context.next_image)]
+        if not images:
             return inputs
-        rows = [self._rows(image, context) for image, context in zip(images, contexts, strict=True) if image]
-        return ImageInputs.of(inputs, self._place(np.concatenate(rows)))
+        rows = [self._scheduled_rows(context, image) for context, image in images]
+        return dataclasses.replace(inputs, embeddings=self._joined(rows))
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
-        if isinstance(model_inputs, ImageInputs):
-            return ModelOutputs(*self.image_model.execute(*model_inputs.flatten()))
-        return super().execute(model_inputs)
+        """Runs one step of text or of images."""
+        inputs = self._completed(model_inputs)
+        return self._run(DECODER if inputs.embeddings is None else DECODER_FOR_IMAGES, inputs)
 
-    def _rows(self, image: ImageSpan, context: TextContext) -> Features:
-        """The features of the image's tokens that the step computes."""
-        start = context.num_computed - image.start
-        return self.features(image)[start : start + context.num_scheduled]
+    def _scheduled_rows(self, context: TextContext, image: ImageSpan) -> Buffer:
+        """The features of the image's tokens that the step computes, a view."""
+        start = context.num_computed_tokens - image.start
+        return self.features(image)[start : start + context.num_scheduled_tokens, :]
 
-    def features(self, image: ImageSpan) -> Features:
-        """What the vision tower makes of an image, [tokens, hidden_size] float32."""
-        if image.digest not in self._features:
-            (features,) = self.vision_model.execute(self._place(image.pixel_values[None]))
-            self._features[image.digest] = features.to_numpy().copy()
-        self._features.move_to_end(image.digest)
+    def features(self, image: ImageSpan) -> Buffer:
+        """The vision tower's output for an image, [tokens, hidden_size] in the type of the activations, on the device.
+
+        The image keeps it in place of its pixels, so that it outlives a preemption.
+        """
+        if image.features is None:
+            image.features = self._kept_features(image)
+            image.pixel_values = None
+        return image.features
+
+    def _kept_features(self, image: ImageSpan) -> Buffer:
+        if image.image_hash not in self._features:
+            assert image.pixel_values is not None
+            (features,) = self.models[VISION].execute(self._place(image.pixel_values[None]))
+            self._features[image.image_hash] = features
+        self._features.move_to_end(image.image_hash)
         if len(self._features) > NUM_KEPT_IMAGES:
             self._features.popitem(last=False)
-        return self._features[image.digest]
+        return self._features[image.image_hash]
+
+    def _joined(self, rows: Sequence[Buffer]) -> Buffer:
+        """The rows of all images in one buffer on the device."""
+        num_rows, width = sum(row.shape[0] for row in rows), rows[0].shape[1]
+        joined = Buffer(self.config.dtype, [num_rows, width], self.devices[0])
+        ends = np.cumsum([row.shape[0] for row in rows]).tolist()
+        for row, end in zip(rows, ends, strict=True):
+            joined[end - row.shape[0] : end, :].inplace_copy_from(row)
+        return joined

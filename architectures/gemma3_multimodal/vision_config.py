@@ -13,7 +13,8 @@ from typing import Any, Self
 from max.dtype import DType
 from max.graph import DeviceRef
 
-from architectures.layers.mlp import ACTIVATIONS
+from architectures.layers.activations import ACTIVATIONS
+from pipelines.loading.encoding import Encoding
 
 FIELDS = (
     "hidden_size",
@@ -34,7 +35,7 @@ class VisionConfig:
     """The vision tower of one Gemma 3 model, and how its output becomes tokens.
 
     image_size, patch_size: pixels a side. mm_tokens_per_image: what an image becomes; text_hidden_size: their width.
-    dtype: of activations. matrix_dtype: of weight matrices. The tower lives on the first of the devices.
+    dtype: of activations. encoding: of weight matrices. The tower lives on the first of the devices.
     """
 
     hidden_size: int
@@ -49,12 +50,12 @@ class VisionConfig:
     mm_tokens_per_image: int
     text_hidden_size: int
     dtype: DType
-    matrix_dtype: DType
+    encoding: Encoding
     devices: tuple[DeviceRef, ...]
 
     @classmethod
     def from_huggingface(
-        cls, huggingface_config: Any, dtype: DType, matrix_dtype: DType, devices: Sequence[DeviceRef]
+        cls, huggingface_config: Any, dtype: DType, encoding: Encoding, devices: Sequence[DeviceRef]
     ) -> Self:
         """From the configuration of the whole model.
 
@@ -73,10 +74,10 @@ class VisionConfig:
             mm_tokens_per_image=huggingface_config.mm_tokens_per_image,
             text_hidden_size=huggingface_config.get_text_config().hidden_size,
             dtype=dtype,
-            matrix_dtype=matrix_dtype,
+            encoding=encoding,
             devices=tuple(devices),
         )
-        config._refuse_what_is_not_built()
+        config._refuse_unsupported()
         return config
 
     @property
@@ -91,7 +92,7 @@ class VisionConfig:
     def tokens_per_side(self) -> int:
         return math.isqrt(self.mm_tokens_per_image)
 
-    def _refuse_what_is_not_built(self) -> None:
+    def _refuse_unsupported(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"vision_config.hidden_act {self.hidden_act!r} is not supported ({known} are)")

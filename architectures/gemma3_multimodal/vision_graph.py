@@ -11,13 +11,14 @@ from max.dtype import DType
 from max.graph import Graph, TensorType, TensorValue, ops
 
 from architectures.gemma3_multimodal.vision_config import VisionConfig
+from architectures.layers.activations import ACTIVATIONS
 from architectures.layers.image_attention import image_attention
 from architectures.layers.kernels import extensions
 from architectures.layers.linear import matmul
-from architectures.layers.mlp import ACTIVATIONS
 from architectures.layers.norm import RMSNorm
 from architectures.layers.weights import WeightTable
-from pipelines.pipeline_model import TracedGraph
+from pipelines.loading.encodings import float32
+from pipelines.loading.weight_spec import TracedGraph
 
 TILE = 64
 """Columns that a GPU multiplies at a time."""
@@ -30,7 +31,7 @@ def build_vision_graph(config: VisionConfig) -> TracedGraph:
     pixel_values = TensorType(
         DType.float32, ["num_images", config.num_channels, config.image_size, config.image_size], device
     )
-    weights = WeightTable(config.dtype, config.matrix_dtype, [device])
+    weights = WeightTable(config.dtype, config.encoding, [device])
     with Graph("gemma3_vision", input_types=[pixel_values], custom_extensions=extensions([device])) as graph:
         graph.output(VisionTower(config, weights)(graph.inputs[0].tensor))
     return TracedGraph(graph, weights.specs)
@@ -63,14 +64,14 @@ class VisionTower:
         rows = ops.permute(windows, [0, 2, 4, 1, 3, 5]).reshape((num_images * side * side, num_pixels))
 
         kernel_shape = [config.hidden_size, config.num_channels, size, size]
-        kernel = self.weights.first(f"{name}.patch_embedding.weight", kernel_shape)
-        bias = self.weights.first(f"{name}.patch_embedding.bias", [config.hidden_size])
+        kernel = self.weights.on_first_device(f"{name}.patch_embedding.weight", kernel_shape)
+        bias = self.weights.on_first_device(f"{name}.patch_embedding.bias", [config.hidden_size])
         kernel_rows = _with_whole_tiles(kernel.reshape((config.hidden_size, num_pixels)))
-        patches_TD = matmul(ops.cast(_with_whole_tiles(rows), config.dtype), kernel_rows) + bias
+        patches_TD = matmul(ops.cast(_with_whole_tiles(rows), config.dtype), float32.RECORD.matrix(kernel_rows)) + bias
 
-        places_PD = self.weights.first(f"{name}.position_embedding.weight", [side * side, config.hidden_size])
+        places_PD = self.weights.on_first_device(f"{name}.position_embedding.weight", [side * side, config.hidden_size])
         patches_IPD = patches_TD.reshape((num_images, side * side, config.hidden_size))
-        return (patches_IPD + ops.cast(places_PD, config.dtype)).reshape(patches_TD.shape)
+        return (patches_IPD + places_PD).reshape(patches_TD.shape)
 
     def encoder_layer(self, h_TD: TensorValue, name: str) -> TensorValue:
         h_TD = h_TD + self.attention(self.layer_norm(h_TD, f"{name}.layer_norm1"), f"{name}.self_attn")
@@ -98,16 +99,19 @@ class VisionTower:
         """[T, D] -> [T, text_hidden_size]"""
         config, name = self.config, "multi_modal_projector"
         norm = RMSNorm(config.layer_norm_eps, weight_offset=1.0, multiply_before_cast=True)
-        x_TD = norm.apply(x_TD, self.weights.first(f"{name}.mm_soft_emb_norm.weight", [config.hidden_size]))
+        x_TD = norm.apply(x_TD, self.weights.on_first_device(f"{name}.mm_soft_emb_norm.weight", [config.hidden_size]))
         shape = [config.hidden_size, config.text_hidden_size]  # the one matrix that is published as [in, out]
-        return matmul(x_TD, ops.transpose(self.weights.first(f"{name}.mm_input_projection_weight", shape), 0, 1))
+        weight = ops.transpose(self.weights.on_first_device(f"{name}.mm_input_projection_weight", shape), 0, 1)
+        return matmul(x_TD, float32.RECORD.matrix(weight))
 
     def linear(self, x: TensorValue, name: str, in_features: int, out_features: int) -> TensorValue:
-        weight = self.weights.first(f"{name}.weight", [out_features, in_features])
-        return matmul(x, weight) + self.weights.first(f"{name}.bias", [out_features])
+        weight = self.weights.matrix_on_first_device(f"{name}.weight", (out_features, in_features))
+        return matmul(x, weight) + self.weights.on_first_device(f"{name}.bias", [out_features])
 
     def layer_norm(self, x_TD: TensorValue, name: str) -> TensorValue:
-        weight, bias = (self.weights.first(f"{name}.{part}", [self.config.hidden_size]) for part in ("weight", "bias"))
+        weight, bias = (
+            self.weights.on_first_device(f"{name}.{part}", [self.config.hidden_size]) for part in ("weight", "bias")
+        )
         return ops.layer_norm(x_TD, weight, bias, self.config.layer_norm_eps)
 
 

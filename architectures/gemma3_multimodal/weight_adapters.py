@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from architectures.decoder.weight_adapters import StateDict, without_tied_head
 from architectures.gemma3.weight_adapters import adapt_name as adapt_text_name
-from architectures.gemma3_multimodal.vision_weight_names import adapt_vision_name
+from pipelines.loading.weights import rename
+
+VISION_PREFIXES = {
+    "vision_tower.vision_model.": "vision_tower.",
+    "vision_tower.": "vision_tower.",
+    "model.vision_tower.": "vision_tower.",
+    "multi_modal_projector.": "multi_modal_projector.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+"""Of the hub's checkpoints, of those that transformers 5 saves, and as it names them in memory. The first that fits
+counts."""
 
 
-def adapt_name(name: str) -> str | None:
-    """The graphs' name for a checkpoint tensor.
+def adapt_vision_name(name: str) -> str | None:
+    """The graph's name for a checkpoint tensor, or None for one of the text model."""
+    for prefix, adapted in VISION_PREFIXES.items():
+        if name.startswith(prefix):
+            return adapted + name.removeprefix(prefix)
+    return None
 
-    Raises:
-        KeyError: A name that no Gemma 3 checkpoint has.
-    """
-    return adapt_vision_name(name) or adapt_text_name(name)
+
+def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
+    """The weight adapter of text and images."""
+    renamed = rename(tensors, lambda name: adapt_vision_name(name) or adapt_text_name(name))
+    return without_tied_head(renamed, huggingface_config)

@@ -9,16 +9,17 @@ import math
 
 from max.graph import DeviceRef, TensorValue, ops
 
-from architectures.decoder.graph import Outputs, add, embed, logits, trace
+from architectures.decoder.graph import Outputs, embed, logits, ragged_batch, trace
 from architectures.decoder.inputs import DecoderValues
 from architectures.gemma4.model_config import PER_LAYER_TABLE, Gemma4Config
-from architectures.layers.attention import FULL, Attention, Rows
-from architectures.layers.collectives import all_reduce, broadcast
+from architectures.layers.activations import ACTIVATIONS
+from architectures.layers.attention import FULL, Attention, RaggedBatch
+from architectures.layers.collectives import add, all_reduce, broadcast
 from architectures.layers.linear import matmul
-from architectures.layers.mlp import ACTIVATIONS, gated_mlp
+from architectures.layers.mlp import gated_mlp
 from architectures.layers.norm import RMSNorm
-from architectures.layers.weights import Shards, WeightTable
-from pipelines.pipeline_model import TracedGraph
+from architectures.layers.weights import Replicated, WeightTable
+from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Gemma4Config) -> TracedGraph:
@@ -50,56 +51,60 @@ class Gemma4:
         config = self.config
         h = embed(self.weights, config, inputs, scale=math.sqrt(config.hidden_size))
         per_layer = self.per_layer_inputs(inputs.tokens, h[0]) if config.hidden_size_per_layer_input else None
-        rows = Rows.of(inputs, config.devices)
+        batch = ragged_batch(inputs, config)
         for i in range(len(config.layer_types)):
-            h = self.decoder_layer(h, i, rows)
+            h = self.decoder_layer(h, i, batch)
             if per_layer is not None:
-                h = self.add_per_layer_input(h, f"layers.{i}", [shard[:, i] for shard in per_layer])
-            scalar = self.weights.copies(f"layers.{i}.layer_scalar", [1])
-            h = [x * s for x, s in zip(h, scalar, strict=True)]
+                h = self.add_per_layer_input(h, f"layers.{i}", Replicated([shard[:, i] for shard in per_layer]))
+            scalar = self.weights.replicated(f"layers.{i}.layer_scalar", [1])
+            h = Replicated([x * s for x, s in zip(h, scalar, strict=True)])
         return logits(self.weights, config, self.norm, h, inputs, config.final_logit_softcapping)
 
-    def per_layer_inputs(self, tokens: TensorValue, h_TD: TensorValue) -> Shards:
+    def per_layer_inputs(self, tokens: TensorValue, h_TD: TensorValue) -> Replicated:
         """What each layer is told of each token: its row of the table, and a projection of its embedding. [T, L, P]
 
         The table is larger than all the rest of a small model: it stays where it is, on disk if need be.
         """
         config, num_layers, size = self.config, len(self.config.layer_types), self.config.hidden_size_per_layer_input
         shape = [config.vocab_size_per_layer_input, num_layers * size]
-        table = self.weights.lookup_table(PER_LAYER_TABLE, shape, config.per_layer_dtype or config.matrix_dtype)
+        table = self.weights.lookup_table(PER_LAYER_TABLE, shape)
         rows = ops.gather(table, tokens.to(DeviceRef.CPU()), axis=0).to(h_TD.device)
         rows_TLP = ops.cast(rows, config.dtype).reshape((-1, num_layers, size)) * math.sqrt(size)
-        projection = self.weights.first("per_layer_model_projection.weight", [num_layers * size, config.hidden_size])
+        projection = self.weights.matrix_on_first_device(
+            "per_layer_model_projection.weight", (num_layers * size, config.hidden_size)
+        )
         projected = matmul(h_TD, projection) * config.hidden_size**-0.5
-        scale = self.weights.first("per_layer_projection_norm.weight", [size])
+        scale = self.weights.on_first_device("per_layer_projection_norm.weight", [size])
         projected_TLP = self.norm.apply(projected.reshape((-1, num_layers, size)), scale)
         return broadcast((projected_TLP + rows_TLP) * math.sqrt(0.5), config.devices)
 
-    def decoder_layer(self, h: Shards, layer: int, rows: Rows) -> Shards:
+    def decoder_layer(self, h: Replicated, layer: int, batch: RaggedBatch) -> Replicated:
         """h [T, D] -> [T, D], with a norm before and after each half."""
-        config, weights, signals, name = self.config, self.weights, rows.signal_buffers, f"layers.{layer}"
-        kind, cached = config.layer_types[layer], config.cached_layer_types
+        config, weights, signals, name = self.config, self.weights, batch.signal_buffers, f"layers.{layer}"
+        layer_type, cached = config.layer_types[layer], config.cached_layer_types
         is_shared = layer >= len(cached)
-        index = cached.count(kind) - 1 if is_shared else cached[:layer].count(kind)
+        index = cached.count(layer_type) - 1 if is_shared else cached[:layer].count(layer_type)
         x = self.normalize(h, f"{name}.input_layernorm")
-        attended = self.attention[kind](weights, x, f"{name}.self_attn", index, rows, stores=not is_shared)
+        attended = self.attention[layer_type](weights, x, f"{name}.self_attn", index, batch, stores=not is_shared)
         h = add(h, self.normalize(all_reduce(attended, signals), f"{name}.post_attention_layernorm"))
         x = self.normalize(h, f"{name}.pre_feedforward_layernorm")
         size = config.intermediate_size * (2 if is_shared and config.use_double_wide_mlp else 1)
-        x = gated_mlp(weights, x, f"{name}.mlp", config.hidden_size, size, config.hidden_activation)
-        return add(h, self.normalize(all_reduce(x, signals), f"{name}.post_feedforward_layernorm"))
+        parts = gated_mlp(weights, x, f"{name}.mlp", config.hidden_size, size, config.hidden_activation)
+        return add(h, self.normalize(all_reduce(parts, signals), f"{name}.post_feedforward_layernorm"))
 
-    def add_per_layer_input(self, h: Shards, name: str, inputs: Shards) -> Shards:
+    def add_per_layer_input(self, h: Replicated, name: str, inputs: Replicated) -> Replicated:
         """The layer's own embedding [T, P] of each token, gated by the hidden state and projected: [T, D]."""
         config, size = self.config, self.config.hidden_size_per_layer_input
-        gates = self.weights.copies(f"{name}.per_layer_input_gate.weight", [size, config.hidden_size])
-        projections = self.weights.copies(f"{name}.per_layer_projection.weight", [config.hidden_size, size])
+        gates = self.weights.replicated_matrices(f"{name}.per_layer_input_gate.weight", (size, config.hidden_size))
+        projections = self.weights.replicated_matrices(
+            f"{name}.per_layer_projection.weight", (config.hidden_size, size)
+        )
         activation = ACTIVATIONS[config.hidden_activation]
         x = [
             matmul(activation(matmul(shard, gate)) * own, projection)
             for shard, gate, own, projection in zip(h, gates, inputs, projections, strict=True)
         ]
-        return add(h, self.normalize(x, f"{name}.post_per_layer_input_norm"))
+        return add(h, self.normalize(Replicated(x), f"{name}.post_per_layer_input_norm"))
 
-    def normalize(self, x: Shards, name: str) -> Shards:
+    def normalize(self, x: Replicated, name: str) -> Replicated:
         return self.norm(self.weights, x, name, self.config.hidden_size)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from architectures.decoder.weight_adapters import adapt_text_name
+from typing import Any
+
+from architectures.decoder.weight_adapters import StateDict, adapt_text_name, without_tied_head
+from pipelines.loading.weights import rename
 
 IMAGE_AND_AUDIO_PREFIXES = ("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")
 
@@ -14,3 +17,19 @@ def adapt_name(name: str) -> str | None:
         KeyError: A name that no Gemma 4 checkpoint has.
     """
     return adapt_text_name(name, IMAGE_AND_AUDIO_PREFIXES)
+
+
+def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
+    """The weight adapter of the text model.
+
+    The keys and values that checkpoints store for layers that share those of others are never read.
+    """
+    text = huggingface_config.get_text_config()
+    shared = range(text.num_hidden_layers - text.num_kv_shared_layers, text.num_hidden_layers)
+    unread = {
+        f"layers.{layer}.self_attn.{part}.weight"
+        for layer in shared
+        for part in ("k_proj", "v_proj", "k_norm", "v_norm")
+    }
+    renamed = rename(tensors, adapt_name)
+    return without_tied_head({name: data for name, data in renamed.items() if name not in unread}, huggingface_config)

@@ -23,7 +23,7 @@ comptime PANEL = VECTORS * WIDTH
 comptime BLOCK = 4 * ROWS
 """Queries whose scores are kept at a time."""
 comptime CHUNK = 64
-"""Values that stay in the first cache while the scores of a block pass."""
+"""Values that stay in L1 while the scores of a block pass."""
 
 
 @extensibility.register("graph_pipelines.image_attention")

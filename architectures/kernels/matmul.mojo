@@ -11,18 +11,18 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Vector = SIMD[DType.float32, WIDTH]
-comptime STREAMS = 4
-"""Rows of the weight that are multiplied side by side: as many as leave registers for TILE rows of x."""
-comptime FEW = 4
-"""Up to so many rows of x wait for the weight to come from memory, more for the arithmetic."""
-comptime MANY = 16
+comptime NR = 4
+"""Rows of the weight in the micro-kernel: as many as leave registers for MR rows of x."""
+comptime MR = 6
+"""Rows of x in the micro-kernel, multiplied with the same weights while these are in registers."""
+comptime GEMV_ROWS = 4
+"""Up to so many rows of x the product waits for the weight to come from memory, for more on the arithmetic."""
+comptime LIBRARY_ROWS = 16
 """For more rows than these, the library's blocked product of float32 is faster than ours."""
-comptime TILE = 6
-"""Rows of x that are multiplied with the same weights while these are in registers."""
-comptime BLOCK_BYTES = 1 << 19
-"""What is kept of x in a core's second cache, while all its weights pass."""
-comptime AHEAD = 2048
-"""Bytes between what is multiplied and what is fetched."""
+comptime L2_BYTES = 1 << 19
+"""Part of x that is kept in L2 while all weights of a core pass."""
+comptime PREFETCH_BYTES = 2048
+"""Distance between the weights that are multiplied and those that are prefetched."""
 
 
 @extensibility.register("graph_pipelines.matmul")
@@ -40,7 +40,7 @@ struct MatmulTransposed:
         var M = x.dim_size(0)
 
         comptime if dtype == DType.float32:
-            if M > MANY:
+            if M > LIBRARY_ROWS:
                 # The shapes of weights are static in these, which the library's blocking makes use of.
                 matmul[transpose_b=True, target=target](
                     y.to_tile_tensor[DType.int64](),
@@ -86,15 +86,15 @@ def multiply_part[
     K: Int,
 ):
     """The first `count` outputs of N, on one core."""
-    if M <= FEW:
-        comptime for m in range(1, FEW + 1):
+    if M <= GEMV_ROWS:
+        comptime for m in range(1, GEMV_ROWS + 1):
             if M == m:
-                few_rows[m](y, x, w, count, N, K)
+                gemv[m](y, x, w, count, N, K)
     else:
-        many_rows(y, x, w, M, count, N, K)
+        gemm(y, x, w, M, count, N, K)
 
 
-def few_rows[
+def gemv[
     M: Int, dtype: DType
 ](
     y: Pointer[mut=True, Float32, _],
@@ -104,15 +104,15 @@ def few_rows[
     N: Int,
     K: Int,
 ):
-    """Reads `count` rows of the weight once, at the memory's speed: in STREAMS contiguous parts, then the rest."""
-    var part = count // STREAMS
+    """Reads `count` rows of the weight once, at the memory's speed: in NR contiguous parts, then the rest."""
+    var part = count // NR
     for i in range(part):
-        dot[M, STREAMS](y.unsafe_offset(i), x, w.unsafe_offset(i * K), part, N, K)
-    for n in range(part * STREAMS, count):
-        dot[M, 1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), 0, N, K)
+        micro_kernel[M, NR](y.unsafe_offset(i), x, w.unsafe_offset(i * K), part, N, K)
+    for n in range(part * NR, count):
+        micro_kernel[M, 1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), 0, N, K)
 
 
-def many_rows[
+def gemm[
     dtype: DType
 ](
     y: Pointer[mut=True, Float32, _],
@@ -123,18 +123,18 @@ def many_rows[
     N: Int,
     K: Int,
 ):
-    """Block by block of x that fits in the second cache; the weights' rows stay in the first while the block passes."""
-    var block = max(TILE, BLOCK_BYTES // (4 * K) // TILE * TILE)
+    """Block by block of x that fits in L2; the weights' rows stay in L1 while the block passes."""
+    var block = max(MR, L2_BYTES // (4 * K) // MR * MR)
     for top in range(0, M, block):
         var bottom = min(top + block, M)
-        for n in range(0, count - count % STREAMS, STREAMS):
-            tiles[STREAMS](y.unsafe_offset(n), x, w.unsafe_offset(n * K), top, bottom, N, K)
-        for n in range(count - count % STREAMS, count):
-            tiles[1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), top, bottom, N, K)
+        for n in range(0, count - count % NR, NR):
+            micro_panel[NR](y.unsafe_offset(n), x, w.unsafe_offset(n * K), top, bottom, N, K)
+        for n in range(count - count % NR, count):
+            micro_panel[1](y.unsafe_offset(n), x, w.unsafe_offset(n * K), top, bottom, N, K)
 
 
 @always_inline
-def tiles[
+def micro_panel[
     S: Int, dtype: DType
 ](
     y: Pointer[mut=True, Float32, _],
@@ -146,16 +146,16 @@ def tiles[
     K: Int,
 ):
     """Rows top to bottom of x with S adjacent rows of w."""
-    var whole = bottom - (bottom - top) % TILE
-    for m in range(top, whole, TILE):
-        dot[TILE, S](y.unsafe_offset(m * N), x.unsafe_offset(m * K), w, 1, N, K)
-    comptime for rest in range(1, TILE):
+    var whole = bottom - (bottom - top) % MR
+    for m in range(top, whole, MR):
+        micro_kernel[MR, S](y.unsafe_offset(m * N), x.unsafe_offset(m * K), w, 1, N, K)
+    comptime for rest in range(1, MR):
         if bottom - whole == rest:
-            dot[rest, S](y.unsafe_offset(whole * N), x.unsafe_offset(whole * K), w, 1, N, K)
+            micro_kernel[rest, S](y.unsafe_offset(whole * N), x.unsafe_offset(whole * K), w, 1, N, K)
 
 
 @always_inline
-def dot[
+def micro_kernel[
     M: Int, S: Int, dtype: DType
 ](
     y: Pointer[mut=True, Float32, _],
@@ -166,13 +166,13 @@ def dot[
     K: Int,
 ):
     """The products of M rows of x with S rows of w that are `distance` rows apart."""
-    comptime ahead = AHEAD // 4 if dtype == DType.float32 else AHEAD // 2
+    comptime ahead = PREFETCH_BYTES // 4 if dtype == DType.float32 else PREFETCH_BYTES // 2
     var sums = Array[Vector, M * S](fill=Vector(0))
     var whole = align_down(K, WIDTH)
     for k in range(0, whole, WIDTH):
         comptime for s in range(S):
             var row = w.unsafe_offset(s * distance * K + k)
-            comptime if M <= FEW:
+            comptime if M <= GEMV_ROWS:
                 prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](row.unsafe_offset(ahead))
             var weights = row.unsafe_load[width=WIDTH]().cast[DType.float32]()
             comptime for m in range(M):

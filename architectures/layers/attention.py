@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
@@ -12,12 +11,11 @@ from max.nn.attention import MHAMaskVariant
 from max.nn.kernels import flash_attention_ragged, rope_ragged_with_position_ids, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
-from architectures.decoder.inputs import DecoderValues
-from architectures.layers.collectives import broadcast
 from architectures.layers.linear import column_parallel, row_parallel
 from architectures.layers.norm import RMSNorm
-from architectures.layers.weights import Part, Shards, WeightTable
+from architectures.layers.weights import Partial, Replicated, Sharded, WeightTable
 from kv_cache import PageGroup
+from pipelines.loading.weight_spec import WeightSource
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """The types of layers; a page group and a RoPE table of the same name belong to each."""
@@ -27,42 +25,32 @@ MIN_CPU_WINDOW = 128
 
 
 MASKS = {
-    (True, False): MHAMaskVariant.CAUSAL_MASK,
-    (True, True): MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
-    (False, False): MHAMaskVariant.NULL_MASK,
-    (False, True): MHAMaskVariant.SLIDING_WINDOW_NONCAUSAL_MASK,
+    (False, False): MHAMaskVariant.CAUSAL_MASK,
+    (False, True): MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
+    (True, False): MHAMaskVariant.NULL_MASK,
+    (True, True): MHAMaskVariant.SLIDING_WINDOW_NONCAUSAL_MASK,
 }
-"""By whether attention is causal, and whether it slides."""
+"""By whether attention is bidirectional, and whether it slides."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class RaggedBatch:
     """Where the ragged rows of a step are, in the batch and in the cache, on each device.
 
-    row_offsets [B + 1], position_ids [1, T]. freqs_cis: the RoPE tables [positions, H] by kind of layer, pages: the
-    cache by page group; both with an entry for each device.
+    row_offsets [B + 1], position_ids [1, T]. freqs_cis: the RoPE tables [positions, H] by layer type, pages: the cache
+    by page group; both with an entry for each device.
     """
 
-    row_offsets: Shards
-    position_ids: Shards
+    row_offsets: Replicated
+    position_ids: Replicated
     freqs_cis: Mapping[str, Sequence[TensorValue]]
     pages: Mapping[str, Sequence[PagedCacheValues]]
     signal_buffers: Sequence[BufferValue]
 
-    @classmethod
-    def of(cls, inputs: DecoderValues, devices: Sequence[DeviceRef]) -> Self:
-        return cls(
-            row_offsets=broadcast(inputs.input_row_offsets, devices),
-            position_ids=broadcast(inputs.position_ids, devices),
-            freqs_cis=inputs.freqs_cis,
-            pages=inputs.kv_cache_inputs,
-            signal_buffers=inputs.signal_buffers,
-        )
-
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one type of layer.
+    """The attention of one layer type.
 
     group: the page group that its keys and values live in (with their window, if any).
     scale: what the scores are multiplied by.
@@ -70,7 +58,7 @@ class Attention:
     qk_norm: how queries and keys are normalized, head by head, before RoPE.
     v_norm: how values are, without a weight.
     has_values: whether there is a projection for values; without one, they are the keys before norm and RoPE.
-    is_causal: whether a token sees only those before it, or all of its chunk too.
+    bidirectional: whether a token sees all of its chunk, or only those before it.
     """
 
     hidden_size: int
@@ -81,43 +69,51 @@ class Attention:
     qk_norm: RMSNorm | None = None
     v_norm: RMSNorm | None = None
     has_values: bool = True
-    is_causal: bool = True
+    bidirectional: bool = False
 
     def __call__(
-        self, weights: WeightTable, x: Shards, name: str, index: int, rows: Rows, stores: bool = True
-    ) -> Shards:
+        self, weights: WeightTable, x: Replicated, name: str, index: int, batch: RaggedBatch, stores: bool = True
+    ) -> Partial:
         """x [T, D] -> [T, D]: parts, to be summed over the devices.
 
         index: the place of the layer's keys and values in the page group. stores: False for a layer without keys and
         values of its own, which reads those that another one has stored there.
         """
-        head_dim = self.group.head_dim
+        sources = self._projections(name, stores)
+        qkv = column_parallel(weights, x, f"{name}.{''.join(sources)}_proj", list(sources.values()), self.bias)
+        num_heads = {letter: s.shard_size(len(x)) // self.group.head_dim for letter, s in sources.items()}
+        layer = ops.constant(index, DType.uint32, DeviceRef.CPU())
+        attended = []
+        for i, (shard, norms) in enumerate(zip(qkv, self._norm_weights(weights, name, sources), strict=True)):
+            heads = self._normalize(shard, num_heads, norms)
+            if stores:
+                q = self._rotate_and_store(heads, i, num_heads["q"], layer, batch)
+            else:
+                q = self._rotate(heads, i, batch)
+            attended.append(self._attend(q, i, layer, batch))
+        width = self.num_heads * self.group.head_dim
+        out = WeightSource(f"{name}.o_proj.weight", (self.hidden_size, width), axis=1, units=self.num_heads)
+        return row_parallel(weights, Sharded(attended), out, self.bias)
+
+    def _projections(self, name: str, stores: bool) -> dict[str, WeightSource]:
+        """The projections of queries, keys and values that the layer has, each cut by heads."""
         counts = {"q": self.num_heads}
         if stores:
             counts |= dict.fromkeys("kv" if self.has_values else "k", self.group.num_kv_heads)
-        parts = [Part(f"{name}.{part}_proj", count * head_dim, count) for part, count in counts.items()]
-        qkv = column_parallel(weights, x, f"{name}.{''.join(counts)}_proj", parts, self.hidden_size, self.bias)
-        num_heads = {letter: part.sharded(len(x)) // head_dim for letter, part in zip(counts, parts, strict=True)}
-        layer = ops.constant(index, DType.uint32, DeviceRef.CPU())
-        attended = []
-        for i, (shard, norms) in enumerate(zip(qkv, self._norm_weights(weights, name, counts), strict=True)):
-            heads = self._normalize(shard, num_heads, norms)
-            if stores:
-                q = self._rotate_and_store(heads, i, num_heads["q"], layer, rows)
-            else:
-                q = self._rotate(heads, i, rows)
-            attended.append(self._attend(q, i, layer, rows))
-        out = Part(f"{name}.o_proj", self.num_heads * head_dim, self.num_heads)
-        return row_parallel(weights, attended, out, self.hidden_size, self.bias)
+        return {
+            letter: WeightSource(
+                f"{name}.{letter}_proj.weight", (count * self.group.head_dim, self.hidden_size), axis=0, units=count
+            )
+            for letter, count in counts.items()
+        }
 
-    def _norm_weights(self, weights: WeightTable, name: str, counts: Mapping[str, int]) -> list[dict[str, TensorValue]]:
+    def _norm_weights(self, weights: WeightTable, name: str, letters: Iterable[str]) -> list[dict[str, TensorValue]]:
         """Of queries and keys, for each device."""
-        names = [letter for letter in counts if letter != "v"] if self.qk_norm else []
-        copies = [weights.copies(f"{name}.{letter}_norm.weight", [self.group.head_dim]) for letter in names]
-        return [
-            dict(zip(names, per_device, strict=True))
-            for per_device in (zip(*copies, strict=True) if copies else [()] * len(weights.devices))
-        ]
+        normed = [letter for letter in letters if letter != "v"] if self.qk_norm else []
+        copies = {
+            letter: weights.replicated(f"{name}.{letter}_norm.weight", [self.group.head_dim]) for letter in normed
+        }
+        return [{letter: copy[i] for letter, copy in copies.items()} for i in range(len(weights.devices))]
 
     def _normalize(
         self, qkv: TensorValue, num_heads: Mapping[str, int], norms: Mapping[str, TensorValue]
@@ -135,36 +131,36 @@ class Attention:
         return ops.concat(list(heads.values()), axis=1) if len(heads) > 1 else heads["q"]
 
     def _rotate_and_store(
-        self, qkv_TNH: TensorValue, device: int, num_heads: int, layer: TensorValue, rows: Rows
+        self, qkv_TNH: TensorValue, device: int, num_heads: int, layer: TensorValue, batch: RaggedBatch
     ) -> TensorValue:
         """Rotates queries and keys, stores keys and values: the queries [T, N, H]."""
         q = rope_split_store_ragged(
             self.group.max_params,
             qkv_TNH.reshape((qkv_TNH.shape[0], -1)),
-            rows.row_offsets[device],
-            rows.freqs_cis[self.group.name][device],
-            rows.pages[self.group.name][device],
+            batch.row_offsets[device],
+            batch.freqs_cis[self.group.name][device],
+            batch.pages[self.group.name][device],
             layer,
             num_heads,
             interleaved=False,
-            position_ids=rows.position_ids[device],
+            position_ids=batch.position_ids[device],
         )
         return q.reshape((-1, num_heads, self.group.head_dim))
 
-    def _rotate(self, q_TNH: TensorValue, device: int, rows: Rows) -> TensorValue:
-        freqs_cis, position_ids = rows.freqs_cis[self.group.name][device], rows.position_ids[device]
+    def _rotate(self, q_TNH: TensorValue, device: int, batch: RaggedBatch) -> TensorValue:
+        freqs_cis, position_ids = batch.freqs_cis[self.group.name][device], batch.position_ids[device]
         return rope_ragged_with_position_ids(q_TNH, freqs_cis, position_ids, interleaved=False)
 
-    def _attend(self, q_TNH: TensorValue, device: int, layer: TensorValue, rows: Rows) -> TensorValue:
+    def _attend(self, q_TNH: TensorValue, device: int, layer: TensorValue, batch: RaggedBatch) -> TensorValue:
         """[T, N, H] -> [T, N * H]"""
         window = self.group.window
         a = flash_attention_ragged(
             self.group.max_params,
             q_TNH,
-            rows.row_offsets[device],
-            rows.pages[self.group.name][device],
+            batch.row_offsets[device],
+            batch.pages[self.group.name][device],
             layer,
-            MASKS[self.is_causal, window is not None],
+            MASKS[self.bidirectional, window is not None],
             self.scale,
             local_window_size=-1 if window is None else window,
         )

@@ -1,4 +1,4 @@
-"""Sums over devices."""
+"""Values on several devices: copies of one, and sums of parts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from functools import reduce
 
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
 
-from architectures.layers.weights import Shards
+from architectures.layers.weights import Partial, Replicated
 
 
-def broadcast(x: TensorValue, devices: Sequence[DeviceRef]) -> Shards:
+def broadcast(x: TensorValue, devices: Sequence[DeviceRef]) -> Replicated:
     """The same value on every device."""
-    return [x if device == x.device else x.to(device) for device in devices]
+    return Replicated([x if device == x.device else x.to(device) for device in devices])
 
 
-def all_reduce(parts: Shards, signal_buffers: Sequence[BufferValue]) -> Shards:
+def all_reduce(parts: Partial, signal_buffers: Sequence[BufferValue]) -> Replicated:
     """The sum of the parts, on every device.
 
     Shards that share the CPU are added there, so that tensor parallelism can be tested without accelerators.
     """
     if len(parts) == 1:
-        return parts
+        return Replicated(list(parts))
     if parts[0].device.is_cpu():
-        return [reduce(ops.add, parts)] * len(parts)
-    return ops.allreduce.sum(parts, signal_buffers)
+        return Replicated([reduce(ops.add, parts)] * len(parts))
+    return Replicated(ops.allreduce.sum(parts, signal_buffers))
+
+
+def add(x: Replicated, y: Replicated) -> Replicated:
+    """The sums, device by device."""
+    return Replicated([a + b for a, b in zip(x, y, strict=True)])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from max.graph import DeviceRef
 from mojo.run import subprocess_run_mojo
@@ -25,28 +27,60 @@ def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
 
 @functools.cache
 def kernel_library() -> Path:
-    """The compiled kernels: made once for each version of them and of MAX, in about ten seconds, and kept on disk.
+    """Compiles the kernels, once for each version of them and of MAX, in about ten seconds; the result stays on disk.
 
     MAX would compile a folder of sources anew for every graph.
 
     Raises:
-        InputError: The user's cache folder can't be written.
+        InputError: XDG_CACHE_HOME or the temporary folder can't be written, or the kernels can't be compiled.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graph-pipelines"
     content = version("max").encode() + b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.mojo")))
-    library = cache / f"kernels_{hashlib.sha256(content).hexdigest()[:16]}.mojoc"
+    name = f"kernels_{hashlib.sha256(content).hexdigest()[:16]}.mojoc"
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return _compile_into(Path(chosen or Path.home() / ".cache") / "graph-pipelines", name)
+    except RuntimeError:  # no home is known
+        pass
+    except OSError as error:
+        if chosen:
+            raise _not_writable(chosen, error) from None
+    # Nobody chose this home: containers run as users without one, and ten seconds a start serve them better than a
+    # refusal. Not a fixed name under /tmp: another user could put a library of his own there.
+    return _compile_for_this_process(name)
+
+
+def _compile_into(folder: Path, name: str) -> Path:
+    library = folder / name
     if not library.exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=cache) as folder:  # then renamed, so that nobody reads half a file
-                _compile(Path(folder) / library.name).replace(library)
-        except OSError as error:
-            raise InputError(
-                f"can't write {cache} ({error.strerror}): set XDG_CACHE_HOME to a folder of yours"
-            ) from None
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as temporary:  # then renamed, so that nobody reads half a file
+            _compile(Path(temporary) / name).replace(library)
     return library
+
+
+def _compile_for_this_process(name: str) -> Path:
+    try:
+        folder = Path(mkdtemp(prefix="graph-pipelines-"))
+    except OSError as error:
+        raise _not_writable("a temporary folder", error) from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return _compile(folder / name)
 
 
 def _compile(library: Path) -> Path:
-    subprocess_run_mojo(["precompile", str(SOURCES), "-o", str(library)], capture_output=True, check=True)
+    command = ["precompile", str(SOURCES), "-o", str(library)]
+    try:
+        done = subprocess_run_mojo(command, capture_output=True, text=True, errors="replace")
+    except (OSError, RuntimeError) as error:  # mojo is not there, or can't be run
+        raise InputError(f"the Mojo kernels can't be compiled ({error}): install this package and max again") from None
+    if done.returncode != 0:
+        errors = (line for line in done.stderr.splitlines() if "error:" in line)
+        reason = next(errors, f"mojo ended with exit code {done.returncode}")
+        raise InputError(f"the Mojo kernels can't be compiled: {reason}")
     return library
+
+
+def _not_writable(folder: str, error: OSError) -> InputError:
+    """Names the folder that refused, or else the one that was asked for."""
+    reason = f"{error.filename or folder} ({error.strerror})"
+    return InputError(f"can't write {reason}: set XDG_CACHE_HOME to a folder of yours")

@@ -1,56 +1,43 @@
-"""Matrix products with weights: the one place where a weight's encoding decides how it is multiplied."""
+"""Matrix products with weights, on one device and split over several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from max.dtype import DType
-from max.graph import TensorType, TensorValue, ops
+from max.graph import TensorValue
 
-from architectures.layers.float8 import float8_matmul
-from architectures.layers.weights import Float8Matrix, Matrix, Part, Shards, WeightTable
+from architectures.layers.weights import Partial, Replicated, Sharded, WeightTable
+from pipelines.loading.encoding import Matrix
+from pipelines.loading.weight_spec import WeightSource
 
 
-def matmul(x_TI: TensorValue, weight_OI: Matrix) -> TensorValue:
-    """x [T, in] @ weight [out, in].T -> [T, out].
-
-    On the CPU a kernel of ours multiplies float32 with weights in float32 or bfloat16.
-    """
-    if isinstance(weight_OI, Float8Matrix):
-        return float8_matmul(x_TI, weight_OI)
-    if not x_TI.device.is_cpu():
-        return ops.matmul(x_TI, ops.transpose(weight_OI, 0, 1))
-    y_TO = TensorType(DType.float32, [x_TI.shape[0], weight_OI.shape[0]], x_TI.device)
-    return ops.custom("graph_pipelines.matmul", x_TI.device, [x_TI, weight_OI], [y_TO])[0].tensor
+def matmul(x_TI: TensorValue, matrix: Matrix) -> TensorValue:
+    """x [T, in] @ matrix [out, in].T -> [T, out]."""
+    return matrix.encoding.matmul(x_TI, matrix)
 
 
 def column_parallel(
-    weights: WeightTable, x: Shards, name: str, parts: Sequence[Part], in_features: int, bias: bool = False
-) -> Shards:
-    """x [T, in] times the stacked parts: each device gives its share of every part, [T, out / devices].
+    weights: WeightTable, x: Replicated, name: str, sources: Sequence[WeightSource], bias: bool = False
+) -> Sharded:
+    """x [T, in] times stacked matrices [out, in]: each device gives its share of every one's outputs.
 
-    The parts name the matrices without their suffix: `.weight` and `.bias` follow.
+    name: of the weight in the graph, without `.weight`. bias: whether each matrix has one.
     """
-
-    def suffixed(suffix: str) -> list[Part]:
-        return [Part(f"{part.name}.{suffix}", part.size, part.units) for part in parts]
-
-    matrices = weights.columns(f"{name}.weight", suffixed("weight"), in_features)
+    matrices = weights.matrices(f"{name}.weight", sources)
     y = [matmul(shard, matrix) for shard, matrix in zip(x, matrices, strict=True)]
     if bias:
-        y = [shard + b for shard, b in zip(y, weights.stacked(f"{name}.bias", suffixed("bias")), strict=True)]
-    return y
+        biases = weights.stacked(f"{name}.bias", [source.bias() for source in sources])
+        y = [shard + b for shard, b in zip(y, biases, strict=True)]
+    return Sharded(y)
 
 
-def row_parallel(weights: WeightTable, x: Shards, in_features: Part, out_features: int, bias: bool = False) -> Shards:
+def row_parallel(weights: WeightTable, x: Sharded, source: WeightSource, bias: bool = False) -> Partial:
     """Each device's x [T, in / devices] times its columns of the matrix [out, in]: parts whose sum is the product.
 
-    in_features: the matrix's name without `.weight`, and how its columns may be cut. The bias is added once, on the
-    first device.
+    The bias is added once, on the first device.
     """
-    part = Part(f"{in_features.name}.weight", in_features.size, in_features.units)
-    matrices = weights.rows(part.name, [part], out_features)
+    matrices = weights.matrices(source.name, [source])
     y = [matmul(shard, matrix) for shard, matrix in zip(x, matrices, strict=True)]
     if bias:
-        y[0] = y[0] + weights.first(f"{in_features.name}.bias", [out_features])
-    return y
+        y[0] = y[0] + weights.on_first_device(source.bias().name, source.shape[:1])
+    return Partial(y)

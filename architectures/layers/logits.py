@@ -1,6 +1,8 @@
-"""Which positions become logits."""
+"""The positions that become logits, and the greedy choice at each."""
 
 from __future__ import annotations
+
+import math
 
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
@@ -16,10 +18,10 @@ def select_positions(
     last_token: one a row. all: every one. variable: the last return_n_logits of each row; a row that has fewer
     repeats its first position in front, so that every row gives as many.
     """
-    if mode is ReturnLogits.ALL:
+    if mode == ReturnLogits.ALL:
         return h_TD, row_offsets
     starts, ends = (ops.cast(bound, DType.int64) for bound in (row_offsets[:-1], row_offsets[1:]))
-    if mode is ReturnLogits.LAST_TOKEN:
+    if mode == ReturnLogits.LAST_TOKEN:
         return ops.gather(h_TD, ends - 1, axis=0), _arange(row_offsets.shape[0], h_TD.device)
     back = ops.range(
         ops.cast(return_n_logits[0], DType.int64),
@@ -43,3 +45,13 @@ def _arange(dim: Dim, device: DeviceRef) -> TensorValue:
 def last_of_each_row(logits_MV: TensorValue, logit_offsets: TensorValue) -> TensorValue:
     """The logits of each row's last position, [B, V]."""
     return ops.gather(logits_MV, ops.cast(logit_offsets[1:], DType.int64) - 1, axis=0)
+
+
+def greedy_choice(logits_MV: TensorValue) -> tuple[TensorValue, TensorValue]:
+    """The likeliest token of each position, [M] int64, and its logit [M], which is not finite if no token is likeliest.
+
+    The maximum alone would pass over a NaN: it is infinite where there is one.
+    """
+    nan = ops.is_nan(logits_MV)
+    largest = ops.max(ops.where(nan, ops.constant(math.inf, DType.float32, logits_MV.device), logits_MV), axis=-1)
+    return ops.argmax(logits_MV, axis=-1).reshape((-1,)), largest.reshape((-1,))

@@ -5,90 +5,86 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from max.dtype import DType
-from max.graph import TensorType, TensorValue, ops
-from max.nn.kernels import grouped_matmul_ragged, moe_create_indices
+from max.graph import TensorValue, ops
+from max.nn.kernels import moe_create_indices
 
-from architectures.layers.float8 import float8_grouped_matmul
+from architectures.layers.activations import ACTIVATIONS
 from architectures.layers.linear import matmul
-from architectures.layers.mlp import ACTIVATIONS
-from architectures.layers.weights import Float8Matrix, Matrix, Part, Shards, WeightTable
+from architectures.layers.weights import Partial, Replicated, WeightTable
+from pipelines.loading.encoding import ExpertRows, Matrix
+from pipelines.loading.weight_spec import WeightSource
 
 
 @dataclass(frozen=True)
 class MixtureOfExperts:
     """Gated feed-forward blocks of the same shape.
 
-    size: the width of one expert. num_chosen: experts that a token is sent to. normalizes: whether their weights are
-    scaled to sum to 1.
+    size: the width of one expert. num_experts_per_tok: experts that a token is sent to. norm_topk_prob: whether their
+    weights are scaled to sum to 1.
     """
 
     hidden_size: int
     size: int
     num_experts: int
-    num_chosen: int
-    normalizes: bool
+    num_experts_per_tok: int
+    norm_topk_prob: bool
     activation: str
 
-    def __call__(self, weights: WeightTable, x: Shards, name: str) -> Shards:
+    def __call__(self, weights: WeightTable, x: Replicated, name: str) -> Partial:
         """x [T, D] -> [T, D]: parts, to be summed over the devices. Each device has a share of every expert."""
-        experts = range(self.num_experts)
-        ups = [f"{name}.experts.{i}.{part}_proj.weight" for i in experts for part in ("gate", "up")]
-        gate_up = weights.columns(
-            f"{name}.experts.gate_up_proj", [Part(up, self.size, self.size) for up in ups], self.hidden_size
+        size, hidden, experts = self.size, self.hidden_size, [f"{name}.experts.{i}" for i in range(self.num_experts)]
+        ups = [f"{expert}.{part}_proj.weight" for expert in experts for part in ("gate", "up")]
+        gate_up = weights.matrices(
+            f"{name}.experts.gate_up_proj", [WeightSource(up, (size, hidden), axis=0, units=size) for up in ups]
         )
-        downs = [f"{name}.experts.{i}.down_proj.weight" for i in experts]
-        down = weights.rows(
-            f"{name}.experts.down_proj", [Part(down, self.size, self.size) for down in downs], self.hidden_size
+        downs = [f"{expert}.down_proj.weight" for expert in experts]
+        down = weights.matrices(
+            f"{name}.experts.down_proj", [WeightSource(d, (hidden, size), axis=1, units=size) for d in downs]
         )
-        router = weights.copies(f"{name}.gate.weight", [self.num_experts, self.hidden_size])
-        return [self._one_device(*shards) for shards in zip(x, router, gate_up, down, strict=True)]
+        router = weights.replicated_matrices(f"{name}.gate.weight", (self.num_experts, hidden))
+        return Partial([self._one_device(*shards) for shards in zip(x, router, gate_up, down, strict=True)])
 
-    def _one_device(self, x_TD: TensorValue, router: TensorValue, gate_up: Matrix, down: Matrix) -> TensorValue:
+    def _one_device(self, x_TD: TensorValue, router: Matrix, gate_up: Matrix, down: Matrix) -> TensorValue:
         scores, chosen = self._route(x_TD, router)
-        products = _RowsOfExperts(chosen, self.num_experts)
-        gate, up = _halves(products.matmul(products.spread(x_TD), gate_up))
-        y_RD = products.collect(products.matmul(ACTIVATIONS[self.activation](gate) * up, down))
-        y_TKD = y_RD.reshape((x_TD.shape[0], self.num_chosen, self.hidden_size))
+        experts = _Dispatch(chosen, self.num_experts)
+        gate, up = _halves(experts.matmul(experts.dispatch(x_TD), gate_up))
+        y_RD = experts.combine(experts.matmul(ACTIVATIONS[self.activation](gate) * up, down))
+        y_TKD = y_RD.reshape((x_TD.shape[0], self.num_experts_per_tok, self.hidden_size))
         weighted = y_TKD * ops.unsqueeze(ops.cast(scores, x_TD.dtype), -1)
         return ops.squeeze(ops.sum(weighted, axis=1), 1)
 
-    def _route(self, x_TD: TensorValue, router: TensorValue) -> tuple[TensorValue, TensorValue]:
-        """Each token's experts [T, chosen] int32, and their weights, float32."""
+    def _route(self, x_TD: TensorValue, router: Matrix) -> tuple[TensorValue, TensorValue]:
+        """Each token's experts [T, num_experts_per_tok] int32, and their weights, float32."""
         probabilities = ops.softmax(ops.cast(matmul(x_TD, router), DType.float32), axis=-1)
-        scores, chosen = ops.top_k(probabilities, self.num_chosen, axis=-1)
-        if self.normalizes:
+        scores, chosen = ops.top_k(probabilities, self.num_experts_per_tok, axis=-1)
+        if self.norm_topk_prob:
             scores = scores / ops.sum(scores, axis=-1)
         return scores, ops.cast(chosen, DType.int32)
 
 
-class _RowsOfExperts:
-    """R = T * chosen rows, each with its expert. On GPU they are sorted by expert, on CPU the kernel does that."""
+class _Dispatch:
+    """R = T * num_experts_per_tok rows, each with its expert. On GPU they are sorted by expert, on CPU the kernel does
+    that."""
 
     def __init__(self, chosen: TensorValue, num_experts: int) -> None:
-        self.experts_R, self.num_experts, self.num_chosen = chosen.reshape((-1,)), num_experts, int(chosen.shape[1])
-        if not chosen.device.is_cpu():
-            self.order, self.starts, self.restore, self.ids, self.usage = moe_create_indices(
-                self.experts_R, num_experts
-            )
+        experts_R, self.num_experts_per_tok = chosen.reshape((-1,)), int(chosen.shape[1])
+        if chosen.device.is_cpu():
+            self.rows = ExpertRows(num_experts, experts_R)
+        else:
+            self.order, starts, self.restore, ids, usage = moe_create_indices(experts_R, num_experts)
+            self.rows = ExpertRows(num_experts, experts_R, starts, ids, usage)
 
-    def spread(self, x_TD: TensorValue) -> TensorValue:
+    def dispatch(self, x_TD: TensorValue) -> TensorValue:
         """The tokens' values as `matmul` takes them."""
         if x_TD.device.is_cpu():
             return x_TD
-        return ops.gather(x_TD, ops.cast(self.order // self.num_chosen, DType.int32), axis=0)
+        return ops.gather(x_TD, ops.cast(self.order // self.num_experts_per_tok, DType.int32), axis=0)
 
-    def matmul(self, x: TensorValue, weight: Matrix) -> TensorValue:
-        """Each row times its expert's matrix, of those that are stacked in weight [E * out, in]: [R, out]."""
-        if isinstance(weight, Float8Matrix):
-            return float8_grouped_matmul(x, weight, self.num_experts, self.starts, self.ids, self.usage)
-        out = int(weight.shape[0]) // self.num_experts
-        if not x.device.is_cpu():
-            stacked = weight.reshape((self.num_experts, out, weight.shape[1]))
-            return grouped_matmul_ragged(x, stacked, self.starts, self.ids, self.usage)
-        y = TensorType(DType.float32, [self.experts_R.shape[0], out], x.device)
-        return ops.custom("graph_pipelines.expert_matmul", x.device, [x, weight, self.experts_R], [y])[0].tensor
+    def matmul(self, x: TensorValue, matrix: Matrix) -> TensorValue:
+        """Each row times its expert's matrix, of those that are stacked in [E * out, in]: [R, out]."""
+        return matrix.encoding.expert_matmul(x, matrix, self.rows)
 
-    def collect(self, y_RD: TensorValue) -> TensorValue:
+    def combine(self, y_RD: TensorValue) -> TensorValue:
         """Rows in the order of the tokens."""
         return y_RD if y_RD.device.is_cpu() else ops.gather(y_RD, self.restore, axis=0)
 

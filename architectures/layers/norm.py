@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from max.graph import TensorValue, ops
 
-from architectures.layers.weights import Shards, WeightTable
+from architectures.layers.weights import Replicated, WeightTable
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,11 @@ class RMSNorm:
     weight_offset: float = 0.0
     multiply_before_cast: bool = False
 
-    def __call__(self, weights: WeightTable, x: Shards, name: str, size: int) -> Shards:
+    def __call__(self, weights: WeightTable, x: Replicated, name: str, size: int) -> Replicated:
         """Normalizes the last axis, of `size`, of each device's x with the weight `name`.weight."""
-        copies = weights.copies(f"{name}.weight", [size])
-        return [self.apply(shard, weight) for shard, weight in zip(x, copies, strict=True)]
+        copies = weights.replicated(f"{name}.weight", [size])
+        return Replicated([self.apply(shard, weight) for shard, weight in zip(x, copies, strict=True)])
 
     def apply(self, x: TensorValue, weight: TensorValue) -> TensorValue:
+        """Normalizes the last axis of one device's x with a weight of that size."""
         return ops.rms_norm(x, weight, self.epsilon, self.weight_offset, self.multiply_before_cast)

@@ -1,7 +1,8 @@
 """Rotary position embeddings (https://arxiv.org/abs/2104.09864), as tables made on the host.
 
-The angles are float32 products of float32 frequencies, as in transformers' modeling_rope_utils.py: at position
-10,000 an exact table would differ from theirs in the fourth digit.
+Every step is rounded to float32 where transformers' modeling_rope_utils.py rounds it: one unit in the last place of a
+frequency is 7e-3 in a cosine at position 131,071. Powers and cosines are computed in float64 and rounded once, so that
+a table depends neither on the machine nor on which of its rows are made together.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ import numpy.typing as npt
 
 Frequencies = npt.NDArray[np.float32]
 """[head_dim / 2]: radians a position, of each pair of a head's values."""
+Periods = npt.NDArray[np.float32]
+"""[head_dim / 2]: positions a radian, before any scaling."""
+
+ONE = np.float32(1)
 
 
 @dataclass(frozen=True)
 class RopeParameters:
-    """theta: the base period. rope_type: how the frequencies are scaled, with the `options` that this kind takes."""
+    """RoPE of one layer type.
+
+    theta: the base period. rope_type: how the frequencies are scaled, with the `options` that this kind takes.
+    """
 
     theta: float
     rope_type: str
@@ -28,7 +36,7 @@ class RopeParameters:
 
     @classmethod
     def from_huggingface(cls, parameters: Mapping[str, Any], field: str) -> RopeParameters:
-        """From one entry of `rope_parameters`.
+        """Reads one entry of `rope_parameters`.
 
         Raises:
             ValueError: A kind of scaling that is not built, or one that lacks an option, naming the field.
@@ -47,65 +55,86 @@ class RopeParameters:
         return rope
 
     def frequencies(self, head_dim: int) -> Frequencies:
-        return ROPE_TYPES[self.rope_type](_unscaled(self.theta, head_dim), self.theta, self.options)
+        """[head_dim / 2]: the scaled frequencies."""
+        return ROPE_TYPES[self.rope_type](_periods(self.theta, head_dim), self.theta, self.options)
 
     @property
     def attention_factor(self) -> float:
-        """What cosines and sines are multiplied by: 1, but for YaRN."""
+        """The factor of all cosines and sines: 1, but for YaRN."""
         return _yarn_attention_factor(self.options) if self.rope_type == "yarn" else 1.0
 
-    def table(self, num_positions: int, head_dim: int) -> npt.NDArray[np.float32]:
-        """[num_positions, head_dim]: (cos, sin) pairs of the angle of each frequency."""
-        angles = np.outer(np.arange(num_positions, dtype=np.float32), self.frequencies(head_dim))
-        pairs = np.empty((num_positions, head_dim // 2, 2), np.float32)
-        np.cos(angles, out=pairs[..., 0])
-        np.sin(angles, out=pairs[..., 1])
+    def table(self, num_positions: int, head_dim: int, first_position: int = 0) -> npt.NDArray[np.float32]:
+        """[num_positions - first_position, head_dim]: (cos, sin) pairs of the angle of each frequency.
+
+        The rows are those of the positions from `first_position` up to `num_positions`, the same whether a table is
+        made at once or by parts.
+        """
+        positions = np.arange(first_position, num_positions).astype(np.float32)
+        angles = np.outer(positions, self.frequencies(head_dim))
+        pairs = np.empty((len(positions), head_dim // 2, 2), np.float32)
+        np.cos(angles, out=pairs[..., 0], dtype=np.float64, casting="same_kind")
+        np.sin(angles, out=pairs[..., 1], dtype=np.float64, casting="same_kind")
         if self.attention_factor != 1.0:
             pairs *= np.float32(self.attention_factor)
-        return pairs.reshape(num_positions, head_dim)
+        return pairs.reshape(len(positions), head_dim)
 
 
-def _unscaled(theta: float, head_dim: int) -> Frequencies:
+def _periods(theta: float, head_dim: int) -> Periods:
+    """Powers of theta, rounded correctly; those of torch's own `pow` may be one unit in the last place off."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return (1.0 / theta ** exponents.astype(np.float64)).astype(np.float32)
+    return (float(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
 
 
-def _linear(frequencies: Frequencies, theta: float, options: Mapping[str, Any]) -> Frequencies:
+def _default(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
+    return ONE / periods
+
+
+def _linear(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
     """Positions are divided by the factor (https://arxiv.org/abs/2306.15595)."""
-    return frequencies / np.float32(options["factor"])
+    return ONE / periods / np.float32(options["factor"])
 
 
-def _proportional(frequencies: Frequencies, theta: float, options: Mapping[str, Any]) -> Frequencies:
+def _proportional(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
     """Gemma 4: a head's first pairs turn as they would if all did, the others stand still."""
-    num_turning = int(options.get("partial_rotary_factor", 1.0) * len(frequencies))
-    turning = np.where(np.arange(len(frequencies)) < num_turning, frequencies, 0).astype(np.float32)
-    return turning / np.float32(options.get("factor", 1.0))
+    num_turning = int(options.get("partial_rotary_factor", 1.0) * (2 * len(periods)) // 2)
+    frequencies = ONE / periods
+    frequencies[num_turning:] = 0
+    return frequencies / np.float32(options.get("factor", 1.0))
 
 
-def _llama3(frequencies: Frequencies, theta: float, options: Mapping[str, Any]) -> Frequencies:
-    """Llama 3.1: long waves are divided by the factor, short ones kept, those between are blended."""
+def _llama3(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
+    """Llama 3.1: long waves are divided by the factor, short ones kept, those between are blended.
+
+    torch divides a number by a tensor in two steps, each rounded: the reciprocal, then the product.
+    """
     factor, low, high = (options[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    wavelengths = np.float32(2 * math.pi) / frequencies
-    turns = np.float32(options["original_max_position_embeddings"]) / wavelengths
-    kept = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
-    return (1 - kept) * frequencies / np.float32(factor) + kept * frequencies
+    length = options["original_max_position_embeddings"]
+    frequencies = ONE / periods
+    wavelengths = ONE / frequencies * np.float32(2 * math.pi)
+    num_turns = ONE / wavelengths * np.float32(length)
+    kept = (num_turns - np.float32(low)) / np.float32(high - low)
+    blended = (ONE - kept) * frequencies / np.float32(factor) + kept * frequencies
+    is_long, is_short = wavelengths > np.float32(length / low), wavelengths < np.float32(length / high)
+    return np.select([is_long, is_short], [frequencies / np.float32(factor), frequencies], blended)
 
 
-def _yarn(frequencies: Frequencies, theta: float, options: Mapping[str, Any]) -> Frequencies:
+def _yarn(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
     """YaRN (https://arxiv.org/abs/2309.00071): as Llama 3, but blended over the index of the pair."""
-    length, num_pairs = options["original_max_position_embeddings"], len(frequencies)
+    length, num_pairs = options["original_max_position_embeddings"], len(periods)
 
     def pair_that_turns(num_turns: float) -> float:
-        return num_pairs * math.log(length / (num_turns * 2 * math.pi)) / math.log(theta)
+        return 2 * num_pairs * math.log(length / (num_turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low = pair_that_turns(options.get("beta_fast") or 32)
     high = pair_that_turns(options.get("beta_slow") or 1)
     if options.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * num_pairs - 1)
-    ramp = (np.arange(num_pairs, dtype=np.float32) - low) / ((high - low) or 0.001)
-    kept = (1 - np.clip(ramp, 0, 1)).astype(np.float32)
-    return frequencies / np.float32(options["factor"]) * (1 - kept) + frequencies * kept
+    if low == high:
+        high += 0.001
+    ramp = (np.arange(num_pairs, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    kept = ONE - np.clip(ramp, 0, 1)
+    return ONE / (np.float32(options["factor"]) * periods) * (ONE - kept) + ONE / periods * kept
 
 
 def _yarn_attention_factor(options: Mapping[str, Any]) -> float:
@@ -120,8 +149,8 @@ def _yarn_attention_factor(options: Mapping[str, Any]) -> float:
     return mscale(numerator) / mscale(denominator) if numerator and denominator else mscale(1.0)
 
 
-ROPE_TYPES: Mapping[str, Callable[[Frequencies, float, Mapping[str, Any]], Frequencies]] = {
-    "default": lambda frequencies, theta, options: frequencies,
+ROPE_TYPES: Mapping[str, Callable[[Periods, float, Mapping[str, Any]], Frequencies]] = {
+    "default": _default,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from architectures.decoder.weight_adapters import adapt_text_name
+from architectures.decoder.weight_adapters import adapt_text
 from architectures.llama3.model import Llama3Model
 from architectures.llama3.model_config import Llama3Config
 from pipelines.registry import SupportedArchitecture
@@ -14,7 +14,7 @@ llama3 = SupportedArchitecture(
     encodings=Llama3Config.encodings,
     config=Llama3Config,
     pipeline_model=Llama3Model,
-    adapt_name=adapt_text_name,
+    weight_adapters={"safetensors": adapt_text},
 )
 
 ARCHITECTURES = (llama3,)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from architectures.decoder.graph import Outputs, add, embed, logits, trace
+from architectures.decoder.graph import Outputs, embed, logits, ragged_batch, trace
 from architectures.decoder.inputs import DecoderValues
-from architectures.layers.attention import Attention, Rows
-from architectures.layers.collectives import all_reduce
+from architectures.layers.attention import Attention, RaggedBatch
+from architectures.layers.collectives import add, all_reduce
 from architectures.layers.mlp import gated_mlp
 from architectures.layers.norm import RMSNorm
-from architectures.layers.weights import Shards, WeightTable
+from architectures.layers.weights import Replicated, WeightTable
 from architectures.llama3.model_config import Llama3Config
-from pipelines.pipeline_model import TracedGraph
+from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Llama3Config) -> TracedGraph:
@@ -36,16 +36,16 @@ class Llama3:
     def __call__(self, inputs: DecoderValues) -> Outputs:
         config = self.config
         h = embed(self.weights, config, inputs)
-        rows = Rows.of(inputs, config.devices)
+        batch = ragged_batch(inputs, config)
         for i in range(len(config.layer_types)):
-            h = self.decoder_layer(h, i, rows)
+            h = self.decoder_layer(h, i, batch)
         return logits(self.weights, config, self.norm, h, inputs)
 
-    def decoder_layer(self, h: Shards, index: int, rows: Rows) -> Shards:
+    def decoder_layer(self, h: Replicated, index: int, batch: RaggedBatch) -> Replicated:
         """h [T, D] -> [T, D], with a norm before each half."""
-        config, weights, signals, name = self.config, self.weights, rows.signal_buffers, f"layers.{index}"
+        config, weights, signals, name = self.config, self.weights, batch.signal_buffers, f"layers.{index}"
         x = self.norm(weights, h, f"{name}.input_layernorm", config.hidden_size)
-        h = add(h, all_reduce(self.attention(weights, x, f"{name}.self_attn", index, rows), signals))
+        h = add(h, all_reduce(self.attention(weights, x, f"{name}.self_attn", index, batch), signals))
         x = self.norm(weights, h, f"{name}.post_attention_layernorm", config.hidden_size)
         size, activation = config.intermediate_size, config.hidden_activation
         return add(h, all_reduce(gated_mlp(weights, x, f"{name}.mlp", config.hidden_size, size, activation), signals))

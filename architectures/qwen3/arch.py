@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from architectures.decoder.weight_adapters import adapt_text_name
 from architectures.qwen3.model import Qwen3Model
 from architectures.qwen3.model_config import Qwen3Config
+from architectures.qwen3.weight_adapters import adapt
 from pipelines.registry import SupportedArchitecture
 
 qwen3 = SupportedArchitecture(
@@ -19,7 +19,7 @@ qwen3 = SupportedArchitecture(
     encodings=Qwen3Config.encodings,
     config=Qwen3Config,
     pipeline_model=Qwen3Model,
-    adapt_name=adapt_text_name,
+    weight_adapters={"safetensors": adapt},
 )
 
 qwen3_moe = SupportedArchitecture(
@@ -29,7 +29,7 @@ qwen3_moe = SupportedArchitecture(
     encodings=Qwen3Config.encodings,
     config=Qwen3Config,
     pipeline_model=Qwen3Model,
-    adapt_name=adapt_text_name,
+    weight_adapters={"safetensors": adapt},
 )
 
 ARCHITECTURES = (qwen3, qwen3_moe)

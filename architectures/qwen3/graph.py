@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from architectures.decoder.graph import Outputs, add, embed, logits, trace
+from architectures.decoder.graph import Outputs, embed, logits, ragged_batch, trace
 from architectures.decoder.inputs import DecoderValues
-from architectures.layers.attention import Attention, Rows
-from architectures.layers.collectives import all_reduce
+from architectures.layers.attention import Attention, RaggedBatch
+from architectures.layers.collectives import add, all_reduce
 from architectures.layers.mlp import gated_mlp
 from architectures.layers.moe import MixtureOfExperts
 from architectures.layers.norm import RMSNorm
-from architectures.layers.weights import Shards, WeightTable
+from architectures.layers.weights import Partial, Replicated, WeightTable
 from architectures.qwen3.model_config import Qwen3Config
-from pipelines.pipeline_model import TracedGraph
+from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Qwen3Config) -> TracedGraph:
@@ -40,22 +40,22 @@ class Qwen3:
     def __call__(self, inputs: DecoderValues) -> Outputs:
         config = self.config
         h = embed(self.weights, config, inputs)
-        rows = Rows.of(inputs, config.devices)
+        batch = ragged_batch(inputs, config)
         for i in range(len(config.layer_types)):
-            h = self.decoder_layer(h, i, rows)
+            h = self.decoder_layer(h, i, batch)
         return logits(self.weights, config, self.norm, h, inputs)
 
-    def decoder_layer(self, h: Shards, layer: int, rows: Rows) -> Shards:
+    def decoder_layer(self, h: Replicated, layer: int, batch: RaggedBatch) -> Replicated:
         """h [T, D] -> [T, D], with a norm before each half."""
-        config, weights, signals, name = self.config, self.weights, rows.signal_buffers, f"layers.{layer}"
-        kind = config.layer_types[layer]
-        attention, index = self.attention[kind], config.layer_types[:layer].count(kind)
+        config, weights, signals, name = self.config, self.weights, batch.signal_buffers, f"layers.{layer}"
+        layer_type = config.layer_types[layer]
+        attention, index = self.attention[layer_type], config.layer_types[:layer].count(layer_type)
         x = self.norm(weights, h, f"{name}.input_layernorm", config.hidden_size)
-        h = add(h, all_reduce(attention(weights, x, f"{name}.self_attn", index, rows), signals))
+        h = add(h, all_reduce(attention(weights, x, f"{name}.self_attn", index, batch), signals))
         x = self.norm(weights, h, f"{name}.post_attention_layernorm", config.hidden_size)
         return add(h, all_reduce(self.feed_forward(x, f"{name}.mlp", layer), signals))
 
-    def feed_forward(self, x: Shards, name: str, layer: int) -> Shards:
+    def feed_forward(self, x: Replicated, name: str, layer: int) -> Partial:
         """One gated block, or in a sparse layer those that the router chooses: parts, to be summed."""
         config = self.config
         if config.experts is None or layer not in config.sparse_layers:
@@ -65,8 +65,8 @@ class Qwen3:
             hidden_size=config.hidden_size,
             size=config.experts.moe_intermediate_size,
             num_experts=config.experts.num_experts,
-            num_chosen=config.experts.num_experts_per_tok,
-            normalizes=config.experts.norm_topk_prob,
+            num_experts_per_tok=config.experts.num_experts_per_tok,
+            norm_topk_prob=config.experts.norm_topk_prob,
             activation=config.hidden_activation,
         )
         return experts(self.weights, x, name)

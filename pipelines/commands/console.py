@@ -20,16 +20,19 @@ from pipelines.sampling.params import SamplingParams
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipelines.engine.engine import Request
+    from pipelines.context import TextContext
+    from pipelines.stages import Stages
     from pipelines.text.prompts import EncodedPrompt, PromptEncoder
     from pipelines.text_generation import TextGenerationPipeline
 
 
 def read_prompts(prompts: Sequence[str], stdin: TextIO | None) -> list[str]:
-    """The prompts, with `-` replaced by standard input less its last line end.
+    """Returns the prompts, with `-` replaced by the text of standard input, which is None if it is closed.
+
+    Of that a byte order mark and the last line end are dropped, and CRLF becomes LF.
 
     Raises:
-        InputError: No prompt, an empty one, or input that is not UTF-8.
+        InputError: No prompt, an empty one, or input that can't be read or is not UTF-8.
     """
     if not prompts:
         raise InputError("no prompt: give --prompt TEXT, or --prompt - to read standard input")
@@ -43,12 +46,19 @@ def read_prompts(prompts: Sequence[str], stdin: TextIO | None) -> list[str]:
 
 
 def _read(stdin: TextIO | None) -> str:
-    if isinstance(stdin, io.TextIOWrapper):
-        stdin.reconfigure(encoding="utf-8", errors="strict")  # the locale may let wrong bytes pass
     try:
-        return stdin.read() if stdin else ""
+        data = stdin.buffer.read() if stdin else b""  # bytes: the locale may let wrong ones pass
+        return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"can't read standard input: {error.strerror}") from None
+
+
+def set_output_encoding(stdout: TextIO, as_json: bool) -> None:
+    """Makes JSON UTF-8 in every locale, and text what the locale says, with ? for characters that it lacks."""
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
 
 
 def generate_to_console(
@@ -61,8 +71,8 @@ def generate_to_console(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     as_json: bool = False,
     stats: bool = False,
-) -> None:
-    """Completes the prompts and prints them in their order, the first unfinished one as it is made.
+) -> bool:
+    """Completes the prompts and prints them in their order, the first unfinished one as it is made; whether all ended well.
 
     images: files, addresses or data URIs of what each prompt is about. chat: use the chat template; None: for
     instruction models. as_json: one object a prompt instead of text.
@@ -70,22 +80,24 @@ def generate_to_console(
     from pipelines.load import prepare_pipeline
     from pipelines.media.images import load_image
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
+    set_output_encoding(sys.stdout, as_json)
     stages = console_stages(sys.stderr)
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
     loaded_images = [load_image(image, allow_private=True) for image in images]  # the user named them himself
     prepared = prepare_pipeline(config, stages)
     encoded = _encode(prepared.prompts, prompts, loaded_images, chat, chat_template_kwargs or {})
+    if taken := prepared.sampling_defaults.describe(params):
+        stages.note(f"sampling: {taken} (from generation_config.json; --temperature 0 or --generation-config none)")
     with prepared.load() as pipe:
+        contexts = pipe.submit(encoded, params)  # which may compile what images need
         start = time.perf_counter()
-        requests = pipe.submit(encoded, params)
         if as_json:
-            _print_objects(pipe, prompts, requests)
+            _print_objects(pipe, prompts, contexts)
         else:
-            _print_text(pipe, requests)
+            _print_text(pipe, contexts)
         if stats:
             stages.note(_stats(pipe, time.perf_counter() - start))
+    return _report_errors(contexts, stages)
 
 
 def _encode(
@@ -112,52 +124,38 @@ def list_architectures() -> None:
     table = Table("architecture", "sizes", "takes", "on CPU", "on GPU", "example models", box=box.SIMPLE)
     for name, record in sorted(Registry.load().architectures.items()):
         encodings = ["\n".join(record.encodings.get(kind, ())) or "-" for kind in ("cpu", "gpu")]
-        table.add_row(name, record.sizes, record.takes, *encodings, "\n".join(record.example_repo_ids))
+        table.add_row(
+            name, record.sizes, " and ".join(record.input_modalities), *encodings, "\n".join(record.example_repo_ids)
+        )
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
-def verify_to_console(config: PipelineConfig, prompts: Sequence[str], tolerance: float | None) -> bool:
-    """Prints a table of comparisons with transformers, a row a prompt; whether all are within the tolerance.
-
-    tolerance: of the largest logit; None: 1e-4 where activations are float32, 5e-2 where they are bfloat16.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipelines.commands.verify import verify
-
-    if tolerance is None:
-        tolerance = 1e-4 if config.device_kind == "cpu" else 5e-2
-    comparisons = verify(config, prompts, console_stages(sys.stderr))
-    columns = ("tokens", "max diff", "mean diff", "top-1", "KL", "worst position", "greedy")
-    table = Table(box=box.SIMPLE)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for c in comparisons:
-        differences = (f"{value:.1e}" for value in (c.max_difference, c.mean_difference))
-        greedy = f"{c.num_same_greedy}/{c.num_greedy}"
-        row = (*differences, f"{c.top1_agreement:.2%}", f"{c.kl:.1e}", str(c.worst_position), greedy)
-        table.add_row(str(c.num_tokens), *row)
-    is_equal = all(comparison.max_difference <= tolerance for comparison in comparisons)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print(f"{'equal' if is_equal else 'NOT equal'} to transformers: logits within {tolerance:g} of the largest")
-    return is_equal
-
-
-def _print_text(pipe: TextGenerationPipeline, requests: Sequence[Request]) -> None:
+def _print_text(pipe: TextGenerationPipeline, contexts: Sequence[TextContext]) -> None:
     """Each text as it comes; the ones after it are made meanwhile and wait for their turn."""
-    for request in requests:
-        for chunk in pipe.follow(request):
+    for context in contexts:
+        for chunk in pipe.follow(context):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
 
 
-def _print_objects(pipe: TextGenerationPipeline, prompts: Sequence[str], requests: Sequence[Request]) -> None:
-    for prompt, request in zip(prompts, requests, strict=True):
-        output = dataclasses.asdict(pipe.finish(request))
+def _print_objects(pipe: TextGenerationPipeline, prompts: Sequence[str], contexts: Sequence[TextContext]) -> None:
+    for prompt, context in zip(prompts, contexts, strict=True):
+        output = dataclasses.asdict(pipe.finish(context))
+        output["error"] = None if context.error is None else _describe(context.error)
         print(json.dumps({"prompt": prompt, **output}, ensure_ascii=False), flush=True)
+
+
+def _report_errors(contexts: Sequence[TextContext], stages: Stages) -> bool:
+    """A line for each request that failed; whether there was none."""
+    for number, context in enumerate(contexts, 1):
+        if context.error is not None:
+            stages.note(f"error: prompt {number}: {_describe(context.error)}")
+    return all(context.error is None for context in contexts)
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _stats(pipe: TextGenerationPipeline, seconds: float) -> str:

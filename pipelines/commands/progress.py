@@ -85,8 +85,10 @@ class TerminalStages(NullStages):
             yield progress
 
 
-def console_stages(stream: TextIO) -> Stages:
-    """The stages for a command line: a spinner on a terminal, plain lines elsewhere."""
+def console_stages(stream: TextIO | None) -> Stages:
+    """Returns stages for a command line: a spinner on a terminal, plain lines elsewhere, none if it is closed."""
+    if stream is None:
+        return NullStages()
     return TerminalStages(stream) if stream.isatty() else PlainStages(stream)
 
 

@@ -1,76 +1,19 @@
-"""The step loop: schedule, execute, sample, commit, until every request is done."""
+"""The step loop: plan, launch, collect, commit, until every request has ended."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass
 
 from kv_cache import KVCacheManager
-from pipelines.context import TextContext
+from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.scheduler import Scheduler
-from pipelines.pipeline_model import ModelOutputs, PipelineModel
-from pipelines.sampling.log_probabilities import TokenLogProbs, log_probabilities
-from pipelines.sampling.sampler import Sampler
-from pipelines.text.detokenizer import IncrementalDetokenizer, StopChecker
-
-
-@dataclass(frozen=True)
-class TextChunk:
-    """What one step added to a request; text may lag behind the tokens while a character is incomplete."""
-
-    text: str
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogProbs, ...] = ()
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A chosen token."""
-
-    token: int
-    logprobs: TokenLogProbs | None = None
-
-    @classmethod
-    def from_logits(cls, sampler: Sampler, logits_V: npt.NDArray[np.float32], num_top: int | None) -> Choice:
-        token = sampler.sample(logits_V)
-        return cls(token, None if num_top is None else log_probabilities(logits_V, token, num_top))
-
-
-@dataclass(eq=False)
-class Request:
-    """One request: its state, how its tokens are chosen, and what it has given so far.
-
-    logits: where those of its tokens go, [T, V], for a request that wants them and no new tokens.
-    """
-
-    context: TextContext
-    sampler: Sampler
-    detokenizer: IncrementalDetokenizer
-    stops: StopChecker
-    logits: npt.NDArray[np.float32] | None = None
-    chunks: deque[TextChunk] = field(default_factory=deque)
-    is_done: bool = False
-
-    def accept(self, choice: Choice, eos_token_ids: Collection[int], max_length: int) -> TextChunk:
-        """Takes a new token: the text that it completes, and whether the request ends with it."""
-        context = self.context
-        context.append(choice.token)
-        reason = context.finish_reason(choice.token, eos_token_ids, max_length)
-        text = "" if reason == "stop" else self.detokenizer.push(choice.token)
-        text += self.detokenizer.finish() if reason else ""
-        if context.num_generated > context.params.min_tokens:
-            text, is_stopped = self.stops.feed(text)
-            reason = "stop" if is_stopped else reason
-            text += self.stops.finish() if reason and not is_stopped else ""
-        logprobs = () if choice.logprobs is None else (choice.logprobs,)
-        return TextChunk(text, (choice.token,), logprobs, reason)
+from pipelines.engine.step import LaunchedStep, RowOutputs
+from pipelines.pipeline_model import PipelineModel
 
 
 @dataclass
@@ -84,10 +27,10 @@ class EngineStats:
     decode_s: float = 0.0
 
     @contextmanager
-    def measure(self, batch: Sequence[TextContext]) -> Iterator[None]:
-        """Adds the step that runs meanwhile, unless it fails."""
-        num_tokens = sum(context.num_scheduled for context in batch)
-        is_prefill = num_tokens > len(batch) or any(context.num_generated == 0 for context in batch)
+    def measure(self, contexts: Sequence[TextContext]) -> Iterator[None]:
+        """Adds the step that runs meanwhile, unless it is interrupted."""
+        num_tokens = sum(context.num_scheduled_tokens for context in contexts)
+        is_prefill = num_tokens > len(contexts) or any(context.num_output_tokens == 0 for context in contexts)
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -103,7 +46,8 @@ class EngineStats:
 class Engine:
     """Runs requests together. Whoever waits for one calls `step`; the others advance with it.
 
-    max_length: tokens of prompt and answer that a request may have.
+    `submit` and `cancel` may be called from any thread and at any time, also from within a step: they take effect
+    between steps. max_length: tokens of prompt and output that a request may have.
     """
 
     def __init__(
@@ -111,86 +55,100 @@ class Engine:
         model: PipelineModel,
         cache: KVCacheManager,
         *,
-        eos_token_ids: Collection[int],
         max_length: int,
         max_batch_size: int,
         max_step_tokens: int,
     ) -> None:
-        self.model, self.cache, self.eos_token_ids, self.max_length = model, cache, eos_token_ids, max_length
+        self.model, self.cache, self.max_length = model, cache, max_length
         self.scheduler = Scheduler(cache, max_batch_size, max_step_tokens)
         self.stats = EngineStats()
-        self._requests: dict[str, Request] = {}
+        self._submitted: deque[TextContext] = deque()
+        self._cancelled: deque[TextContext] = deque()
+        self._is_stepping = threading.Lock()
 
-    def check(self, request: Request) -> None:
+    @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended yet."""
+        return bool(self._submitted) or self.scheduler.has_work
+
+    def check(self, context: TextContext) -> None:
         """Raises InputError for a request that could never fit in the cache."""
-        self.scheduler.check(request.context, self.max_length)
+        self.scheduler.check(context, self.max_length)
 
-    def add(self, request: Request) -> None:
+    def submit(self, context: TextContext) -> None:
         """Queues a request that has passed `check`."""
-        self.scheduler.add(request.context)
-        self._requests[request.context.request_id] = request
+        self._submitted.append(context)
+
+    def cancel(self, context: TextContext) -> None:
+        """Marks a request as given up; it ends before the next step, unless it has ended already."""
+        context.is_cancelled = True
+        self._cancelled.append(context)
+        if self._is_stepping.acquire(blocking=False):  # else the step does it when it is over
+            with _released(self._is_stepping):
+                self._apply_marks()
 
     def step(self) -> None:
-        """One step of all requests: schedule, execute, sample, commit. After one that failed, the next goes on."""
-        contexts = self.scheduler.schedule()
-        batch = [self._requests[context.request_id] for context in contexts]
-        with self.stats.measure(contexts):
-            outputs = self._execute(batch)
-            # A row is sampled when those before it are committed: if that fails, no random number is lost.
-            for request, choice in zip(batch, self._sample(batch, outputs), strict=True):
-                self._commit(request, choice)
-        if not self.scheduler.has_work:
-            self.cache.check()
+        """Runs one step of all requests. A request that fails ends with its error; the others go on."""
+        self._is_stepping.acquire()
+        with _released(self._is_stepping):
+            self._apply_marks()
+            plan = self.scheduler.plan()
+            if plan:
+                with self.stats.measure(plan.contexts):
+                    self._run(plan.contexts)
+            self._apply_marks()
 
-    def cancel(self, request: Request) -> None:
-        """Gives up a request, if it is not done."""
-        if not request.is_done:
-            self._finish(request)
+    def _apply_marks(self) -> None:
+        """Lets in the requests that were submitted, and ends those that were cancelled."""
+        while self._submitted:
+            self.scheduler.add(self._submitted.popleft())
+        while self._cancelled:
+            context = self._cancelled.popleft()
+            if not context.is_finished:
+                self._end(context, "cancelled")
 
-    def _execute(self, batch: list[Request]) -> ModelOutputs:
-        contexts = [request.context for request in batch]
-        num_new = [context.num_scheduled for context in contexts]
-        pages = self.cache.runtime_inputs([context.request_id for context in contexts], num_new)
-        return_n_logits = max((r.context.num_scheduled for r in batch if r.logits is not None), default=1)
-        inputs = self.model.prepare_initial_token_inputs([contexts], pages, return_n_logits)
-        outputs = self.model.execute(inputs)
-        if any(request.logits is not None for request in batch):
-            self._keep_logits(batch, outputs.logits.to_numpy(), return_n_logits)
-        return outputs
+    def _run(self, contexts: Sequence[TextContext]) -> None:
+        """Runs the rows of a step; if that fails, each half of them by itself, until the culprit is alone."""
+        try:
+            launched = LaunchedStep.launch(self.model, self.cache, contexts)
+            rows = list(launched.collect())
+        except Exception as error:
+            if len(contexts) == 1:
+                self._end(contexts[0], "error", error)
+                return
+            middle = len(contexts) // 2
+            self._run(contexts[:middle])
+            self._run(contexts[middle:])
+            return
+        # A row is sampled when those before it are committed: if that is interrupted, no random number is lost.
+        for context, row in rows:
+            self._commit(context, row)
 
-    def _keep_logits(self, batch: list[Request], logits_MV: npt.NDArray[np.float32], num_each: int) -> None:
-        """Copies the last of each row's `num_each` positions to the requests that want them."""
-        for row, request in enumerate(batch):
-            if request.logits is not None:
-                start, count, end = request.context.num_computed, request.context.num_scheduled, (row + 1) * num_each
-                request.logits[start : start + count] = logits_MV[end - count : end]
-
-    def _sample(self, batch: list[Request], outputs: ModelOutputs) -> Iterator[Choice | None]:
-        """The next token of each row; None where the prompt is not complete yet, or no token is wanted."""
-        greedy = outputs.next_tokens.to_numpy().tolist()
-        needs_logits = any(request.context.params.needs_logits for request in batch)
-        logits_BV = outputs.next_token_logits.to_numpy() if needs_logits else None
-        for row, request in enumerate(batch):
-            params = request.context.params
-            if request.logits is not None or not request.context.completes_with_this_step:
-                yield None
-            elif logits_BV is None or not params.needs_logits:
-                yield Choice(greedy[row])
-            else:
-                yield Choice.from_logits(request.sampler, logits_BV[row], params.logprobs)
-
-    def _commit(self, request: Request, choice: Choice | None) -> None:
-        """What the step computed is in the cache; its token, if any, goes to the request."""
-        self.scheduler.commit(request.context)
-        if choice is not None:
-            chunk = request.accept(choice, self.eos_token_ids, self.max_length)
-            request.chunks.append(chunk)
+    def _commit(self, context: TextContext, row: RowOutputs) -> None:
+        """Counts the row's tokens as computed and lets the request have its logits."""
+        self.scheduler.commit(context)
+        try:
+            chunk = None if context.consumer is None else context.consumer.consume(context, row)
+            context.update_page_hashes()
+        except Exception as error:
+            self._end(context, "error", error)
+            return
+        if chunk is not None:
             if chunk.finish_reason is not None:
-                self._finish(request)
-        elif request.logits is not None and request.context.remaining == 0:
-            self._finish(request)
+                self._end(context, chunk.finish_reason)
+            context.chunks.append(chunk)
 
-    def _finish(self, request: Request) -> None:
-        self.scheduler.finish(request.context)
-        del self._requests[request.context.request_id]
-        request.is_done = True
+    def _end(self, context: TextContext, reason: FinishReason, error: Exception | None = None) -> None:
+        self.scheduler.remove(context)
+        context.finish(reason, error)
+        if reason in ("cancelled", "error"):
+            context.chunks.append(TextChunk("", finish_reason=reason, error=error))
+
+
+@contextmanager
+def _released(lock: threading.Lock) -> Iterator[None]:
+    """Releases a lock that is held, however the block ends."""
+    try:
+        yield
+    finally:
+        lock.release()

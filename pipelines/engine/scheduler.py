@@ -1,34 +1,75 @@
-"""What runs in the next step: one token budget for decodes and prefill chunks alike.
+"""The requests of the next step, and the pages they hold.
 
-First come, first served: whoever came earlier gets its tokens and pages first, a new request only what is left, and it
-is admitted when there are pages for all its tokens. When a running request finds no page, the youngest is preempted:
-its pages go back, it waits at the head of the queue and is computed again later, from its prompt and all it had
-generated, which gives the same text. So the oldest request advances in every step.
+Who came earlier is served first, within these bounds, so that nobody waits for long (docs/scheduling.md has them all):
+
+- Every running request whose turn it is gets a token; what is left of the step's budget goes to prompts. While several
+  prompts are being computed, the oldest takes half of it and the shortest the rest, so that neither a long prompt nor a
+  stream of short ones keeps the others waiting.
+- A step computes either text or images, which are different graphs; while there is work of both kinds they take turns.
+- A request is admitted when there are pages for all its tokens. Later ones may overtake one that lacks pages, for
+  MAX_OVERTAKEN_STEPS steps; from then on nobody else is admitted before it.
+
+When a running request finds no page, the youngest is preempted: its pages go back, it waits in the place of its arrival
+and is computed again later, from its prompt and all its output, which gives the same text. So the oldest advances in
+every step that is its kind's turn.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 from kv_cache import KVCacheManager
 from pipelines.context import TextContext
 from pipelines.errors import InputError
 
+MAX_OVERTAKEN_STEPS = 64
+"""Steps in which later requests may be admitted before one that lacks pages."""
+MAX_BLOCKED = 16
+"""Requests that lack pages and may be overtaken at a time; a step does not look further down the queue."""
+
+
+@dataclass
+class StepPlan:
+    """The rows of one step, each with `num_scheduled_tokens` and its pages allocated; all text, or all images."""
+
+    contexts: list[TextContext] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.contexts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(context.num_scheduled_tokens for context in self.contexts)
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether any row computes tokens of its prompt."""
+        return any(context.num_computed_tokens < context.num_prompt_tokens for context in self.contexts)
+
 
 class Scheduler:
-    """Requests, oldest first, the running before the waiting, and the pages they hold.
+    """Requests in the order of their arrival, running and waiting.
 
-    max_batch_size: rows of a step. max_step_tokens: tokens of a step. num_preemptions counts those so far.
+    max_batch_size: rows of a step. max_step_tokens: tokens of a step. num_preemptions: those so far.
     """
 
     def __init__(self, cache: KVCacheManager, max_batch_size: int, max_step_tokens: int) -> None:
         self.cache, self.max_batch_size, self.max_step_tokens = cache, max_batch_size, max_step_tokens
-        self.waiting: deque[TextContext] = deque()
+        self.waiting: list[TextContext] = []
         self.running: list[TextContext] = []
         self.num_preemptions = 0
+        self._num_arrivals = 0
+        self._last_was_images = False
+        self._num_blocked_steps: Counter[TextContext] = Counter()  # of those that wait, for lack of pages
 
     @property
     def has_work(self) -> bool:
+        """Whether a request runs or waits."""
         return bool(self.waiting or self.running)
 
     def check(self, context: TextContext, max_length: int) -> None:
@@ -38,7 +79,7 @@ class Scheduler:
         if needed > capacity:
             raise InputError(
                 f"a request of {needed} tokens (prompt and new ones) does not fit in a KV cache of {capacity}: "
-                "raise --kv-cache-memory, or lower --max-new-tokens or --max-length"
+                "raise kv_cache_memory, or lower max_new_tokens or max_length"
             )
         image_tokens = max((image.end - image.start for image in context.images), default=0)
         if image_tokens > self.max_step_tokens:
@@ -49,67 +90,118 @@ class Scheduler:
 
     def add(self, context: TextContext) -> None:
         """Queues a request."""
+        context.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        context.update_page_hashes()
         self.waiting.append(context)
 
-    def schedule(self) -> list[TextContext]:
-        """The rows of the next step, each with `num_scheduled` set and its pages reserved; some, if there is work.
-
-        All compute text or all compute images, as the first of them does: the two are different graphs.
-        """
-        batch: list[TextContext] = []
-        budget, row = self.max_step_tokens, 0
-        while budget and (row < len(self.running) or self._admit()):
-            context = self.running[row]
-            count = context.next_count(budget)
-            is_alike = not batch or (context.next_image is None) == (batch[0].next_image is None)
-            if count and is_alike:
-                if not self._reserve(context, count):
-                    break
-                batch.append(context)
-                budget -= count
-            row += 1
-        return batch
+    def plan(self) -> StepPlan:
+        """The next step; empty only if there is no work."""
+        self._admit()
+        candidates = self._candidates()
+        shares = self._shares(candidates)
+        plan = StepPlan()
+        for context in candidates:
+            if context in self.running and shares[context]:
+                context.num_scheduled_tokens = shares[context]
+                if self._allocate(context, plan):
+                    plan.contexts.append(context)
+        return plan
 
     def commit(self, context: TextContext) -> None:
-        """The step has run: its chunk is in the cache."""
-        start, end = context.num_computed, context.num_computed + context.num_scheduled
-        self.cache.commit(context.request_id, context.cache_keys(start, end))
-        context.advance()
+        """Counts what the step computed of a request; its pages can be found by their content."""
+        assert context.pages is not None
+        hashes = () if context.page_hashes is None else context.page_hashes.hashes
+        self.cache.commit(context.pages, context.num_scheduled_tokens, hashes)
+        context.num_scheduled_tokens = 0
 
-    def finish(self, context: TextContext) -> None:
-        """The request is complete, or no longer wanted: its pages go back."""
+    def remove(self, context: TextContext) -> None:
+        """Takes a request out, wherever it is, and its pages back."""
         if context in self.running:
             self.running.remove(context)
-            self.cache.release(context.request_id)
-        else:
+            self._release(context)
+        elif context in self.waiting:
             self.waiting.remove(context)
+            self._num_blocked_steps.pop(context, None)
 
-    def _reserve(self, context: TextContext, count: int) -> bool:
-        """Pages for the next chunk, if necessary those of the youngest; False: that was the context itself."""
-        context.num_scheduled = count
-        while not self.cache.reserve(context.request_id, count):
-            if self._preempt_youngest() is context:
+    def _candidates(self) -> Sequence[TextContext]:
+        """The running requests whose turn it is, oldest first: those of one kind, as many as there are tokens."""
+        images = [context for context in self.running if context.next_image is not None]
+        text = [context for context in self.running if context.next_image is None]
+        if images and text:
+            self._last_was_images = not self._last_was_images
+        elif self.running:
+            self._last_was_images = bool(images)
+        return (images if self._last_was_images else text)[: self.max_step_tokens]
+
+    def _shares(self, candidates: Sequence[TextContext]) -> dict[TextContext, int]:
+        """The tokens that each candidate gets of the step's budget."""
+        if self._last_was_images:
+            return self._whole_images(candidates)
+        shares = dict.fromkeys(candidates, 1)
+        prompts = [context for context in candidates if context.num_ready_tokens > 1]
+        spare = self.max_step_tokens - len(candidates)
+        oldest_first, shortest_first = prompts[:1], sorted(prompts[1:], key=attrgetter("num_remaining_tokens"))
+        limit = spare if not shortest_first else -(-spare // 2)
+        for context, most in [
+            *((c, limit) for c in oldest_first),
+            *((c, spare) for c in shortest_first + oldest_first),
+        ]:
+            more = max(0, min(context.num_ready_tokens - shares[context], most, spare))
+            shares[context] += more
+            spare -= more
+        return shares
+
+    def _whole_images(self, candidates: Sequence[TextContext]) -> dict[TextContext, int]:
+        """All of an image for each candidate, for as many as fit; none for the others."""
+        shares, spare = {}, self.max_step_tokens
+        for context in candidates:
+            count = context.num_ready_tokens
+            shares[context] = count if count <= spare else 0
+            spare -= shares[context]
+        return shares
+
+    def _allocate(self, context: TextContext, plan: StepPlan) -> bool:
+        """Pages for the scheduled tokens, if necessary those of the youngest; False: that was the context itself."""
+        assert context.pages is not None
+        while not self.cache.allocate(context.pages, context.num_scheduled_tokens):
+            youngest = self.running.pop()
+            self.num_preemptions += 1
+            self._release(youngest)
+            insort(self.waiting, youngest, key=attrgetter("arrival"))
+            if youngest is context:
                 return False
         return True
 
-    def _admit(self) -> bool:
-        """Lets the first of those that wait run, if there is a row and pages for all its tokens."""
-        if not self.waiting or len(self.running) == self.max_batch_size:
+    def _admit(self) -> None:
+        """Lets waiting requests run, for as many as there are rows and pages for all their tokens."""
+        num_blocked = 0
+        for context in list(self.waiting):
+            if len(self.running) == self.max_batch_size or num_blocked == MAX_BLOCKED:
+                return
+            if self._open(context):
+                self.waiting.remove(context)
+                self._num_blocked_steps.pop(context, None)
+                insort(self.running, context, key=attrgetter("arrival"))
+            else:
+                num_blocked += 1
+                self._num_blocked_steps[context] += 1
+                if self._num_blocked_steps[context] > MAX_OVERTAKEN_STEPS:
+                    return
+
+    def _open(self, context: TextContext) -> bool:
+        """Registers a request in the cache, with the prefix that is there; False if there are not enough pages."""
+        reuses_prefix = context.page_hashes is not None and (context.consumer is None or context.consumer.reuses_prefix)
+        hashes = context.page_hashes.hashes if context.page_hashes is not None and reuses_prefix else ()
+        pages = self.cache.open(hashes, len(context.tokens))
+        promised = [(other.pages, len(other.tokens)) for other in self.running if other.pages is not None]
+        if not self.cache.can_allocate([*promised, (pages, len(context.tokens))], self.max_step_tokens):
+            self.cache.release(pages)
             return False
-        context = self.waiting[0]
-        keys = context.cache_keys(0, len(context.tokens))
-        context.num_computed = self.cache.admit(context.request_id, keys, context.salt)
-        if not self.cache.has_room(context.request_id, len(context.tokens), self.max_step_tokens):
-            self.cache.release(context.request_id)
-            context.reset()
-            return False
-        self.running.append(self.waiting.popleft())
+        context.pages = pages
         return True
 
-    def _preempt_youngest(self) -> TextContext:
-        context = self.running.pop()
-        self.cache.release(context.request_id)
-        context.reset()
-        self.waiting.appendleft(context)
-        self.num_preemptions += 1
-        return context
+    def _release(self, context: TextContext) -> None:
+        assert context.pages is not None
+        self.cache.release(context.pages)
+        context.pages, context.num_scheduled_tokens = None, 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.loading.hub import download
+from pipelines.loading.hub import check_reachable, download
 from pipelines.quiet import quiet
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo-base"
@@ -91,14 +91,20 @@ class Checkpoint:
                 raise InputError(f"config.json of '{self.name}' can't be used: {reason}") from error
 
     def download_weights(self) -> list[Path]:
-        """The safetensors files, fetched with the tokenizer's files if they are on the hub.
+        """Returns the safetensors files, fetched with the tokenizer's files if they are on the hub.
 
-        Raises InputError if they can't be fetched, if there are none, or if the index names some that are missing.
+        Raises:
+            InputError: They can't be fetched, there are none, or some that the index names are missing.
         """
-        if self.is_on_hub:
-            # The commit whose config.json was read, whatever has been pushed since.
-            download(self.name, self.path.name, (*MODEL_FILES, *_code_files(self.trust_remote_code)))
-        return find_weights(self.path)
+        if not self.is_on_hub:
+            return find_weights(self.path)
+        commit = self.path.name  # whose config.json was read, whatever has been pushed since
+        download(self.name, commit, (*MODEL_FILES, *_code_files(self.trust_remote_code)))
+        try:
+            return find_weights(self.path)
+        except InputError:
+            check_reachable(self.name, commit)
+            raise
 
 
 def resolve_config(model: str | None, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:

@@ -12,9 +12,12 @@ OTHER_FILES = ("*/*", "consolidated*")  # subfolders and second copies of the we
 
 
 def download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Fetch the files of a model that match ``patterns``, or find them in the local cache; the folder they are in.
+    """Fetches the files of a model that match the patterns, and returns the folder they are in.
 
-    Raises InputError for whatever keeps them from being there.
+    Where the hub can't be reached, that may be a folder of the local cache that lacks some of them.
+
+    Raises:
+        InputError: Whatever keeps the model from being there.
     """
     import huggingface_hub
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -30,9 +33,26 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
         raise InputError(_explain(error, repo_id, revision)) from error
 
 
+def check_reachable(repo_id: str, revision: str) -> None:
+    """Asks the hub for a model of which the local cache lacks files.
+
+    Raises:
+        InputError: The hub can't be asked, which is why they are lacking.
+    """
+    import huggingface_hub
+
+    try:
+        with quiet():
+            huggingface_hub.HfApi().model_info(repo_id, revision=revision)
+    except huggingface_hub.errors.HfHubHTTPError as error:
+        raise InputError(_explain(error, repo_id, revision)) from error
+    except Exception as error:
+        raise InputError(_explain_absence(error, repo_id, revision)) from error
+
+
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
-    """One line: what is wrong, and what to do."""
-    from huggingface_hub import errors
+    """Returns one line: what is wrong, and what to do."""
+    from huggingface_hub import constants, errors
 
     page = f"https://huggingface.co/{repo_id}"
     if isinstance(error, errors.GatedRepoError):
@@ -47,10 +67,23 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"'{repo_id}' is neither a folder nor a hub id (org/name)"
     if isinstance(error, errors.HfHubHTTPError):
         return f"the hub refused '{repo_id}' (HTTP {error.response.status_code}): see {page}, or try again later"
-    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-        return f"there is no folder '{repo_id}', the local cache lacks it, and HF_HUB_OFFLINE forbids to fetch it"
     if isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)):
-        return (
-            f"there is no folder '{repo_id}', the local cache lacks it, and the hub can't be reached: check the network"
-        )
+        return _explain_absence(error, repo_id, revision)
+    if constants.HF_HUB_CACHE.startswith("~"):  # as it is left where no home is known
+        return f"can't fetch '{repo_id}': there is no home folder to keep it in; set HF_HOME to a folder of yours"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"can't fetch '{repo_id}' into {error.filename} ({error.strerror}): set HF_HOME to a folder of yours"
     return f"can't fetch '{repo_id}' ({type(error).__name__}: {error}): check the disk and the network"
+
+
+def _explain_absence(error: Exception, repo_id: str, revision: str | None) -> str:
+    """Returns one line for files that the local cache lacks while the hub can't be reached."""
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    lacking = f"there is no folder '{repo_id}', the local cache lacks it"
+    if isinstance(huggingface_hub.try_to_load_from_cache(repo_id, "config.json", revision=revision), str):
+        lacking = f"the local cache has config.json of '{repo_id}', but not its weights"
+    if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
+        return f"{lacking}, and HF_HUB_OFFLINE forbids fetching: unset it, or fetch the model where there is a network"
+    return f"{lacking}, and the hub can't be reached: check the network"

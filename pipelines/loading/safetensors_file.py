@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ DTYPES = {
     "F64": DType.float64,
 }
 MAX_HEADER_BYTES = 100_000_000  # the format's limit
+MAX_DIMENSIONS = 32  # numpy's limit before version 2
+MAX_BYTES = 2**63 - 1
 # numpy has none of these: the same bits as an integer.
 STORED_AS = {DType.bfloat16: np.uint16, DType.float8_e4m3fn: np.uint8, DType.float8_e5m2: np.uint8}
 
@@ -56,10 +59,7 @@ class StoredTensor:
 
     def array(self) -> Array:
         """The values, in the integer type of the same width where numpy has no type of its own."""
-        dtype, size_bytes = storage_dtype(self.dtype), len(self.data)
-        if math.prod(self.shape) * dtype.itemsize != size_bytes:
-            raise _damaged(self.path, f"tensor '{self.name}' of shape {list(self.shape)} has {size_bytes} bytes")
-        return self.data.view(dtype).reshape(self.shape)
+        return self.data.view(storage_dtype(self.dtype)).reshape(self.shape)
 
 
 def storage_dtype(dtype: DType) -> np.dtype[Any]:
@@ -69,25 +69,29 @@ def storage_dtype(dtype: DType) -> np.dtype[Any]:
 
 
 def read_tensors(path: Path) -> Iterator[StoredTensor]:
-    """The tensors of one file, in the header's order.
+    """Yields the tensors of one file, in the header's order.
 
-    Raises InputError naming the file if it is cut short or isn't in this format.
+    Raises:
+        InputError: The file can't be read, is cut short or breaks a rule of the format; names the file and the tensor.
     """
     data = _map(path)
     header_bytes = int.from_bytes(data[:8].tobytes(), "little")
     if data[:20].tobytes().startswith(b"version https://git"):
         raise _damaged(path, "it is a Git LFS pointer")
-    if len(data) < 8 or header_bytes > MAX_HEADER_BYTES:
+    if len(data) < 8 or not 0 < header_bytes <= MAX_HEADER_BYTES:
         raise _damaged(path, "it has no header")
     if 8 + header_bytes > len(data):
         raise _cut_short(path, 8 + header_bytes, len(data))
     body = data[8 + header_bytes :]
-    tensors = [_entry(path, *item) for item in _parse_header(path, data[8 : 8 + header_bytes].tobytes())]
-    end = max((stop for _, _, _, _, stop in tensors), default=0)
+    header = _parse_header(path, data[8 : 8 + header_bytes].tobytes())
+    entries = [_entry(path, name, fields) for name, fields in header.items() if name != "__metadata__"]
+    end = _check_ranges(path, entries)
     if end > len(body):
         raise _cut_short(path, 8 + header_bytes + end, len(data))
-    for name, dtype_name, shape, start, stop in tensors:
-        yield StoredTensor(name, path, dtype_name, shape, body[start:stop])
+    if end < len(body):
+        raise _damaged(path, f"it has {len(body) - end} bytes after its last tensor")
+    for entry in entries:
+        yield StoredTensor(entry.name, path, entry.dtype_name, entry.shape, body[entry.start : entry.stop])
 
 
 def drop_resident_pages(array: Array) -> None:
@@ -110,25 +114,75 @@ def _map(path: Path) -> Array:
         raise InputError(f"can't read {path}: {error.strerror}") from None
 
 
-def _parse_header(path: Path, header: bytes) -> list[tuple[str, Any]]:
+class _Entry(NamedTuple):
+    """A tensor of the header; its bytes are counted from the header's end."""
+
+    name: str
+    dtype_name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise _damaged(path, f"'{name}' is there twice in its header")
+        return fields
+
     try:
-        entries = json.loads(header)
+        entries = json.loads(header.decode(), object_pairs_hook=without_duplicates)
+    except InputError:
+        raise
     except (ValueError, RecursionError):
         raise _damaged(path, "its header isn't JSON") from None
     if not isinstance(entries, dict):
         raise _damaged(path, "its header isn't a JSON object")
-    return [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
+    return entries
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
-    try:
-        dtype_name, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        raise _damaged(path, f"its header is wrong at '{name}'") from None
-    numbers = (*shape, start, stop)
-    if not all(type(number) is int and number >= 0 for number in numbers) or start > stop:
-        raise _damaged(path, f"its header is wrong at '{name}'")
-    return name, str(dtype_name), shape, start, stop
+def _entry(path: Path, name: str, fields: Any) -> _Entry:
+    """Checks what the header says of one tensor."""
+    fields = fields if isinstance(fields, dict) else {}
+    dtype_name, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype_name, str):
+        raise _wrong(path, name, "dtype is no name")
+    if not _are_counts(shape):
+        raise _wrong(path, name, "shape is no list of sizes")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _wrong(path, name, "data_offsets are no range of bytes")
+    if len(shape) > MAX_DIMENSIONS:
+        raise _wrong(path, name, f"its {len(shape)} dimensions are more than {MAX_DIMENSIONS}")
+    dtype, num_bytes = DTYPES.get(dtype_name), offsets[1] - offsets[0]
+    itemsize = 1 if dtype is None else dtype.size_in_bytes
+    expected_bytes = math.prod(shape) * itemsize
+    if dtype is not None and num_bytes != expected_bytes:
+        raise _damaged(path, f"tensor '{name}' of shape {shape} has {num_bytes} bytes, not {expected_bytes}")
+    if math.prod(max(size, 1) for size in shape) * itemsize > MAX_BYTES:  # numpy can't have [0, huge, huge] either
+        raise _wrong(path, name, f"shape {shape} is too large")
+    return _Entry(name, dtype_name, tuple(shape), *offsets)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_BYTES for value in values)
+
+
+def _check_ranges(path: Path, entries: list[_Entry]) -> int:
+    """Checks that the tensors follow each other without holes and overlaps; returns where the last one ends."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
+        if entry.start < end:
+            raise _wrong(path, entry.name, "data_offsets overlap another tensor's")
+        if entry.start > end:
+            raise _damaged(path, f"it has {entry.start - end} bytes before tensor '{entry.name}' that belong to none")
+        end = entry.stop
+    return end
+
+
+def _wrong(path: Path, name: str, why: str) -> InputError:
+    return _damaged(path, f"its header is wrong at '{name}': {why}")
 
 
 def _cut_short(path: Path, expected_bytes: int, found_bytes: int) -> InputError:

@@ -19,82 +19,13 @@ from max.graph.weights import WeightData
 
 from pipelines.errors import InputError
 from pipelines.loading.cast import can_cast, cast_into
-from pipelines.loading.float8 import FLOAT8, SCALE_SUFFIX, Float8Config, ScaledRows
+from pipelines.loading.encodings.float8_e4m3fn import SCALE_SUFFIX, ScaledRows
 from pipelines.loading.safetensors_file import STORED_AS, Array, drop_resident_pages, read_tensors, storage_dtype
+from pipelines.loading.weight_spec import WeightSource, WeightSpec
 
 CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
 CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is given back
 ALIGNMENT_BYTES = 64  # kernels load the widest vectors from weights, and crash where these don't begin at such a place
-
-
-@dataclass(frozen=True)
-class WeightSource:
-    """A tensor of the state dict that is, or is part of, one graph weight.
-
-    ``units`` says into how many equal pieces ``shard_axis`` may be cut: heads for a projection, the axis's size where
-    any cut is right, 1 for what every shard holds whole. Shards in excess of the units share them in equal runs.
-    """
-
-    name: str
-    units: int = 1
-
-    def part(self, size: int, shard: int, num_shards: int) -> slice:
-        """What ``shard`` holds of an axis of ``size``.
-
-        Raises ValueError if the units can't be spread evenly.
-        """
-        num_parts = min(self.units, num_shards)
-        if size % self.units or self.units % num_parts or num_shards % num_parts:
-            raise ValueError(f"{self.name}: {size} in {self.units} units can't be spread over {num_shards} shards")
-        part_size, part = size // num_parts, shard * num_parts // num_shards
-        return slice(part * part_size, (part + 1) * part_size)
-
-
-@dataclass(frozen=True)
-class WeightSpec:
-    """How one graph weight is made from checkpoint tensors.
-
-    ``shape`` and ``dtype`` are those of one shard, as the graph declares it; ``source_shapes`` those of the whole
-    tensors, as the checkpoint must hold them. Each source is cut along ``shard_axis`` (None: not at all), then the
-    pieces are joined along axis 0. ``shard`` is also the number of the device. ``float8`` says how sources in float8
-    are scaled, which are dequantized unless the weight is float8 too. ``is_on_host``: whatever the devices are.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: DType
-    sources: tuple[WeightSource, ...]
-    source_shapes: tuple[tuple[int, ...], ...]
-    shard_axis: int | None = None
-    shard: int = 0
-    num_shards: int = 1
-    float8: Float8Config | None = None
-    is_on_host: bool = False
-
-    def pieces(self, state_dict: Mapping[str, WeightData]) -> list[Piece]:
-        """The source tensors, each cut down to what this shard holds."""
-        return [
-            self._piece(source, shape, state_dict)
-            for source, shape in zip(self.sources, self.source_shapes, strict=True)
-        ]
-
-    def is_dequantized(self, source: DType) -> bool:
-        """Whether a source of this type has scales that are multiplied in."""
-        return self.float8 is not None and source == FLOAT8 != self.dtype
-
-    def _piece(self, source: WeightSource, shape: tuple[int, ...], state_dict: Mapping[str, WeightData]) -> Piece:
-        data = state_dict[source.name]
-        array, first = data.data, [0] * len(shape)
-        assert isinstance(array, np.ndarray)
-        if self.shard_axis is not None:
-            part = source.part(shape[self.shard_axis], self.shard, self.num_shards)
-            first[self.shard_axis] = part.start
-            array = array[(slice(None),) * self.shard_axis + (part,)]
-        if not self.is_dequantized(data.dtype):
-            return Piece(array, data.dtype)
-        assert self.float8 is not None
-        scales = _as_float32(state_dict[source.name + SCALE_SUFFIX])
-        return Piece(array, data.dtype, ScaledRows(array, scales, (first[0], first[1]), self.float8.block))
 
 
 @dataclass(frozen=True)
@@ -116,32 +47,52 @@ class Piece:
         cast_into(target, dtype, rounded, DType.bfloat16)
 
 
-def open_state_dict(paths: Sequence[Path], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
-    """Map safetensors files into memory and name their tensors as the graph does.
+WeightAdapter = Callable[[dict[str, WeightData], Any], dict[str, WeightData]]
+"""(tensors by the checkpoint's names, Hugging Face config) -> tensors by the graph's names.
 
-    ``adapt_name`` turns a checkpoint's name into a graph's, gives None for a tensor that is dropped on purpose and
-    raises KeyError for one it doesn't know. ``WeightData.name`` keeps the checkpoint's name, for messages.
+It may leave tensors out, split and join them, and change their values. It raises KeyError with the name of a tensor
+that it does not know.
+"""
 
-    Raises InputError for a damaged file, an unknown tensor, or two tensors that become the same weight.
+
+def open_state_dict(paths: Sequence[Path], adapt: WeightAdapter, huggingface_config: Any) -> dict[str, WeightData]:
+    """Maps safetensors files into memory and gives their tensors the graph's names.
+
+    `WeightData.name` keeps the checkpoint's name, for messages.
+
+    Raises:
+        InputError: A damaged file, an unknown tensor, or one that occurs twice.
     """
-    state_dict: dict[str, WeightData] = {}
+    tensors: dict[str, WeightData] = {}
     for path in paths:
         for tensor in read_tensors(path):
-            name = _adapted(adapt_name, tensor.name, path)
-            if name is None:
-                continue
-            if name in state_dict:
-                both = f"'{state_dict[name].name}' and '{tensor.name}'"
-                raise InputError(f"tensors {both} in {path.parent} would both be '{name}': remove one of them")
-            state_dict[name] = WeightData(tensor.array(), tensor.name, tensor.dtype, Shape(tensor.shape))
-    return state_dict
-
-
-def _adapted(adapt_name: Callable[[str], str | None], name: str, path: Path) -> str | None:
+            if tensor.name in tensors:
+                raise InputError(f"tensor '{tensor.name}' is twice in {path.parent}: remove one of the files")
+            tensors[tensor.name] = WeightData(tensor.array(), tensor.name, tensor.dtype, Shape(tensor.shape))
     try:
-        return adapt_name(name)
-    except KeyError:
-        raise InputError(f"unexpected tensor '{name}' in {path}: its architecture doesn't have it") from None
+        return adapt(tensors, huggingface_config)
+    except KeyError as error:
+        raise InputError(
+            f"unexpected tensor '{error.args[0]}' in {paths[0].parent}: its architecture doesn't have it"
+        ) from None
+
+
+def rename(tensors: Mapping[str, WeightData], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
+    """The tensors under the names that `adapt_name` gives them, less those for which it gives None.
+
+    Raises:
+        InputError: Two tensors that become the same weight.
+    """
+    renamed: dict[str, WeightData] = {}
+    for data in tensors.values():
+        name = adapt_name(data.name)
+        if name is None:
+            continue
+        if name in renamed:
+            both = f"'{renamed[name].name}' and '{data.name}'"
+            raise InputError(f"tensors {both} would both be '{name}': remove one of them")
+        renamed[name] = data
+    return renamed
 
 
 def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData]) -> None:
@@ -151,8 +102,8 @@ def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightDa
     """
     used = set()
     for spec in specs:
-        for source, shape in zip(spec.sources, spec.source_shapes, strict=True):
-            used |= _check_source(source.name, shape, spec, state_dict)
+        for source in spec.sources:
+            used |= _check_source(source.name, source.shape, spec, state_dict)
     unused = [data.name for name, data in state_dict.items() if name not in used]
     if unused:
         others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
@@ -169,15 +120,15 @@ def _check_source(
     found = tuple(int(dim) for dim in data.shape)
     if found != shape:
         raise InputError(f"tensor '{data.name}' has shape {list(found)}, but config.json asks for {list(shape)}")
-    if spec.float8 is not None and spec.is_dequantized(data.dtype):
-        _check_source(name + SCALE_SUFFIX, spec.float8.scale_shape(shape), SCALES, state_dict)
+    if spec.quant_config is not None and spec.is_dequantized(data.dtype):
+        _check_source(name + SCALE_SUFFIX, spec.quant_config.scale_shape(shape), SCALES, state_dict)
         return {name, name + SCALE_SUFFIX}
     if not can_cast(data.dtype, spec.dtype):
         raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {spec.dtype.name}")
     return {name}
 
 
-SCALES = WeightSpec("scales", (), DType.float32, (), ())
+SCALES = WeightSpec("scales", DType.float32, ())
 """What the scales of a dequantized weight are read as."""
 
 
@@ -202,14 +153,13 @@ def materialize(
 
 
 def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) -> Array | Buffer:
-    device = devices[spec.shard]
-    if device.is_host or spec.is_on_host:
+    if spec.is_placed_on_host(devices):
         return weight
-    return (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(device)
+    return (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(devices[spec.shard])
 
 
 def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:
-    pieces = spec.pieces(state_dict)
+    pieces = [_piece(source, spec, state_dict) for source in spec.sources]
     if [piece.dtype for piece in pieces] == [spec.dtype] and _can_be_used_in_place(pieces[0].array, spec):
         result = pieces[0].array
     else:
@@ -219,9 +169,21 @@ def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPo
             rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece.array).shape[0]]
             _fill(rows, spec.dtype, piece, pool)
             row += len(rows)
-    if result.shape != spec.shape:
-        raise ValueError(f"weight {spec.name} was made with shape {result.shape}, its graph declares {spec.shape}")
     return Buffer.from_numpy(result).view(spec.dtype, spec.shape) if spec.dtype in STORED_AS else result
+
+
+def _piece(source: WeightSource, spec: WeightSpec, state_dict: Mapping[str, WeightData]) -> Piece:
+    """The source tensor, cut down to what the weight's shard holds."""
+    data, cut = state_dict[source.name], source.cut(spec.shard, spec.num_shards)
+    array, first = data.data, [0] * len(source.shape)
+    assert isinstance(array, np.ndarray)
+    if source.axis is not None:
+        first[source.axis] = cut.start
+        array = array[(slice(None),) * source.axis + (cut,)]
+    if spec.quant_config is None or not spec.is_dequantized(data.dtype):
+        return Piece(array, data.dtype)
+    scales = _as_float32(state_dict[source.name + SCALE_SUFFIX])
+    return Piece(array, data.dtype, ScaledRows(array, scales, (first[0], first[1]), spec.quant_config.block))
 
 
 def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:

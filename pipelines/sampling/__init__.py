@@ -1,1 +1,1 @@
-"""From a row of logits to a token."""
+"""Sampling: parameters, logits processors, the choice of a token, log probabilities."""

@@ -13,10 +13,13 @@ import numpy.typing as npt
 
 from pipelines.context import ImageSpan
 from pipelines.errors import InputError
+from pipelines.text.guard import ControlTokenGuard
 from pipelines.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_IMAGE_TYPES = frozenset({"image", "image_url"})
 
 
 @dataclass(frozen=True)
@@ -74,44 +77,78 @@ class PromptEncoder:
     load_image_processor: Callable[[], ImageProcessor] | None = None
 
     def encode(self, prompt: Prompt, num_new: int = 1) -> EncodedPrompt:
-        """Token ids, of which there must be some, with room for `num_new` more.
+        """Converts a prompt to token ids, of which there must be some, with room for `num_new` more.
+
+        What the encoder made of a prompt is checked again: it may come from anywhere, or be for another model.
 
         Raises:
             InputError: An empty or overlong prompt, a token id outside the vocabulary, images that the model does not
-                take, or another number of them than the text has places for.
+                take, another number of them than the text has places for, or images elsewhere than their tokens.
         """
         if isinstance(prompt, EncodedPrompt):
-            return prompt
+            tokens = self._checked(prompt.tokens, num_new)
+            return EncodedPrompt(tokens, self._checked_images(tokens, prompt.images))
         if isinstance(prompt, ImagePrompt):
             return self._encode_text(prompt.text, prompt.images, num_new)
         if isinstance(prompt, str):
             return self._encode_text(prompt, (), num_new)
-        return EncodedPrompt(self._checked([operator.index(token) for token in prompt], num_new))
+        return EncodedPrompt(self._checked(prompt, num_new))
 
     def encode_chat(
-        self, messages: str | Sequence[Mapping[str, Any]], images: Sequence[Image] = (), **template_kwargs: Any
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        images: Sequence[Image] = (),
+        *,
+        allow_control_tokens: bool = False,
+        **template_kwargs: Any,
     ) -> EncodedPrompt:
-        """A conversation, or one user turn, in the model's chat template, up to where its answer begins.
+        """Converts a conversation, or one user turn, in the model's chat template, up to where its answer begins.
 
-        images: for the `{"type": "image"}` parts of the messages, or for the one turn, in front of its text if that
-        has no placeholders. Checked as by `encode`.
+        Control tokens that users spell are encoded as plain text, by the rules of `TextTokenizer.encode_chat`. With
+        images, that goes for their placeholders in all messages, also the assistant's; in one turn that is a string
+        placeholders count, since its caller put them there.
+
+        Args:
+            messages: Each with its role and content, or the text of one user turn.
+            images: For the `{"type": "image"}` parts of the messages, or for the placeholders in the one turn; in front
+                of its text if it has none.
+            allow_control_tokens: Whether control tokens and placeholders count wherever they are spelled.
+            template_kwargs: As for `TextTokenizer.encode_chat`.
+
+        Raises:
+            InputError: As `encode` and `TextTokenizer.encode_chat`.
         """
+        is_turn = isinstance(messages, str)
+        guard = ControlTokenGuard({}) if allow_control_tokens else self._guard(bool(images), may_place=is_turn)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": self._user_content(messages, len(images))}]
-        text = self.tokenizer.render_chat(messages, **template_kwargs)
-        return self._encode_text(text, images, add_special_tokens=False)  # the template writes them itself
+        text = self.tokenizer.render_chat(messages, guard, **template_kwargs)
+        if images or any(map(_has_image, messages)):
+            text = self._with_image_tokens(text, len(images))
+        stretches = guard.stretches(text)
+        self._check_size("".join(stretch for stretch, _ in stretches))
+        return self._encoded(self.tokenizer.encode_stretches(stretches, guard), images)
+
+    def _guard(self, has_images: bool, may_place: bool) -> ControlTokenGuard:
+        if not has_images:
+            return self.tokenizer.guard()
+        placeholder, image_token_id = self._image_processor.placeholder, self._image_processor.image_token_id
+        image_token = self.tokenizer.decode([image_token_id], skip_special_tokens=False)
+        return self.tokenizer.guard([placeholder, image_token], exempt=placeholder if may_place else "")
 
     def _user_content(self, text: str, num_images: int) -> str | list[dict[str, str]]:
         if not num_images or self._image_processor.placeholder in text:
             return text
         return [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
 
-    def _encode_text(
-        self, text: str, images: Sequence[Image], num_new: int = 1, add_special_tokens: bool = True
-    ) -> EncodedPrompt:
+    def _encode_text(self, text: str, images: Sequence[Image], num_new: int) -> EncodedPrompt:
         if images:
             text = self._with_image_tokens(text, len(images))
-        tokens = self._checked(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), num_new)
+        self._check_size(text, num_new)
+        return self._encoded(self.tokenizer.encode(text), images, num_new)
+
+    def _encoded(self, tokens: list[int], images: Sequence[Image], num_new: int = 1) -> EncodedPrompt:
+        tokens = self._checked(tokens, num_new)
         return EncodedPrompt(tokens, self._spans(tokens, images) if images else ())
 
     def _with_image_tokens(self, text: str, num_images: int) -> str:
@@ -124,13 +161,7 @@ class PromptEncoder:
         return processor.expand_placeholders(text)
 
     def _spans(self, tokens: Sequence[int], images: Sequence[Image]) -> tuple[ImageSpan, ...]:
-        processor = self._image_processor
-        runs, start = [], 0
-        for token, run in groupby(tokens):
-            end = start + sum(1 for _ in run)
-            if token == processor.image_token_id:
-                runs.append((start, end))
-            start = end
+        processor, runs = self._image_processor, self._image_runs(tokens)
         if [end - start for start, end in runs] != [processor.num_image_tokens] * len(images):
             raise InputError("the prompt has image tokens of its own: leave them out, they are put in for each image")
         processed = [processor.process(image) for image in images]
@@ -139,20 +170,66 @@ class PromptEncoder:
             for (start, end), image in zip(runs, processed, strict=True)
         )
 
+    def _checked_images(self, tokens: Sequence[int], images: tuple[ImageSpan, ...]) -> tuple[ImageSpan, ...]:
+        if not images:
+            return ()
+        num_image_tokens, runs = self._image_processor.num_image_tokens, self._image_runs(tokens)
+        for image in images:
+            if (image.start, image.end) not in runs or image.end - image.start != num_image_tokens:
+                raise InputError(
+                    f"an image is said to be at the tokens {image.start} to {image.end}, which are not its "
+                    f"{num_image_tokens} image tokens: take tokens and images from one `encode`"
+                )
+        if [(image.start, image.end) for image in images] != runs:
+            raise InputError(
+                f"the prompt has {len(runs)} runs of image tokens, but {len(images)} images are given or their order "
+                "is another: take tokens and images from one `encode`"
+            )
+        return images
+
+    def _image_runs(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the image tokens of a prompt are, each run's start and end."""
+        runs, start = [], 0
+        for token, run in groupby(tokens):
+            end = start + sum(1 for _ in run)
+            if token == self._image_processor.image_token_id:
+                runs.append((start, end))
+            start = end
+        return runs
+
     @cached_property
     def _image_processor(self) -> ImageProcessor:
         if self.load_image_processor is None:
             raise InputError("the model takes text alone: leave the images out, or choose a model that reads images")
         return self.load_image_processor()
 
-    def _checked(self, tokens: list[int], num_new: int) -> list[int]:
-        if not tokens:
+    def _check_size(self, text: str, num_new: int = 1) -> None:
+        """Refuses a text that has too many tokens whatever they are, before it is tokenized for seconds or minutes."""
+        num_bytes = len(text.encode(errors="replace"))
+        if num_bytes <= self.max_length - num_new:
+            return
+        num_tokens = self.tokenizer.min_num_tokens(text)
+        if num_tokens + num_new > self.max_length:
+            raise self._too_long(f"{num_bytes} bytes, at least {num_tokens} tokens", num_new)
+
+    def _checked(self, tokens: Sequence[int], num_new: int) -> list[int]:
+        if len(tokens) == 0:
             raise InputError("the prompt is empty: give some text or token ids")
+        if len(tokens) + num_new > self.max_length:
+            raise self._too_long(f"{len(tokens)} tokens", num_new)
+        tokens = [operator.index(token) for token in tokens]
         if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
             raise InputError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
-        if len(tokens) + num_new > self.max_length:
-            raise InputError(
-                f"the prompt has {len(tokens)} tokens, and the limit is {self.max_length} with at least {num_new} new: "
-                "shorten it or raise --max-length"
-            )
         return tokens
+
+    def _too_long(self, size: str, num_new: int) -> InputError:
+        return InputError(
+            f"the prompt has {size}, and the limit is {self.max_length} with at least {num_new} new: "
+            "shorten it or raise max_length (--max-length)"
+        )
+
+
+def _has_image(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else ()
+    return any(isinstance(part, Mapping) and part.get("type") in _IMAGE_TYPES for part in parts)

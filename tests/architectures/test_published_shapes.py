@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from max.dtype import DType
+from max.graph import DeviceRef
 from published import FOLDERS, REFUSED, SUPPORTED, architecture_of, configured, encodings_of, state_dict_of
 from transformers import AutoConfig
 
@@ -14,6 +17,7 @@ from architectures.gemma3.graph import build_graph
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
 from pipelines import PipelineConfig
+from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights
 from pipelines.registry import Registry
 
@@ -30,24 +34,48 @@ RUNS = [
 def test_a_published_config_traces_and_finds_all_its_weights(folder: Path, devices: str, encoding: str) -> None:
     weights = state_dict_of(folder)
     config = configured(folder, devices, encoding, weights)
-    specs = list(architecture_of(folder).pipeline_model.build_graph(config).weights)
-    if architecture_of(folder).image_processor is not None:
-        specs += build_vision_graph(vision_config(folder, config)).weights
-    check_weights(specs, weights)
+    graphs = graphs_of(folder, config)
+    check_weights([spec for traced in graphs for spec in traced.weights], weights)
+    for traced in graphs:
+        assert_the_loader_meets_the_graph(traced, config.devices)
     assert len(config.get_kv_params().devices) == len(config.devices)
     assert config.get_num_layers(AutoConfig.from_pretrained(folder)) == len(config.layer_types)
 
 
+def assert_the_loader_meets_the_graph(traced: TracedGraph, devices: Sequence[DeviceRef]) -> None:
+    """Type, shape and device of each weight are those that MAX's `init` will ask for.
+
+    MAX expects a weight where the graph's constant lies, and compares only whether that is the host
+    (`InferenceSession.compile` and `init_all` in max/engine/api.py).
+    """
+    declared = {name: weight.value for name, weight in traced.graph._weights.items()}
+    assert declared.keys() == {spec.name for spec in traced.weights}
+    placed = [SimpleNamespace(is_host=device.is_cpu()) for device in devices]
+    for spec in traced.weights:
+        value = declared[spec.name]
+        assert (value.dtype, [int(dim) for dim in value.shape]) == (spec.dtype, list(spec.shape)), spec.name
+        assert value.device == spec.device_ref(devices), spec.name
+        assert value.device.is_cpu() == spec.is_placed_on_host(placed), spec.name  # type: ignore[arg-type]
+
+
+def graphs_of(folder: Path, config: Any) -> list[TracedGraph]:
+    """All graphs of a model."""
+    build = architecture_of(folder).pipeline_model.build_graph
+    if architecture_of(folder).image_processor is None:
+        return [build(config)]
+    return [build(config), build(config, bidirectional=True), build_vision_graph(vision_config(folder, config))]
+
+
 def vision_config(folder: Path, config: Any) -> VisionConfig:
     huggingface_config = AutoConfig.from_pretrained(folder)
-    return VisionConfig.from_huggingface(huggingface_config, config.dtype, config.matrix_dtype, config.devices)
+    return VisionConfig.from_huggingface(huggingface_config, config.dtype, config.encoding, config.devices)
 
 
 @pytest.mark.parametrize("devices", ["cpu", "gpu", "gpu:0,1"])
 def test_the_graph_of_steps_of_images_has_weights_of_the_one_of_text(devices: str) -> None:
     folder = FOLDERS["google__gemma-3-4b-it"]
     config = configured(folder, devices, "bfloat16", state_dict_of(folder))
-    of_text, of_images = (build_graph(config, of_images=value) for value in (False, True))
+    of_text, of_images = (build_graph(config, bidirectional=value) for value in (False, True))
     assert {spec.name for spec in of_images.weights} <= {spec.name for spec in of_text.weights}
 
 
@@ -171,7 +199,7 @@ def test_activations_are_float32_on_cpu_whatever_the_weights_are(
     devices: str, encoding: str, dtype: DType, matrix_dtype: DType
 ) -> None:
     config = configured(FOLDERS[GEMMA_3], devices, encoding, {})
-    assert (config.dtype, config.matrix_dtype) == (dtype, matrix_dtype)
+    assert (config.dtype, config.encoding.dtype) == (dtype, matrix_dtype)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kv_caches import PAGE, extend, new_cache, page_group, text
+from kv_caches import PAGE, NamedCache, extend, new_cache, page_group, text
 from max import tree
 from max.driver import CPU
 from max.dtype import DType
@@ -21,16 +21,16 @@ def test_a_page_is_gone_exactly_when_no_later_token_sees_it(window: int) -> None
     group = page_group(window=window)
     for num_cached in range(1200):
         first_seen = max(0, num_cached - window + 1)  # the next token's position is num_cached
-        gone = group.num_pages_gone(num_cached)
+        gone = group.num_skipped_pages(num_cached)
         assert gone * PAGE <= first_seen < (gone + 1) * PAGE
-    assert page_group().num_pages_gone(10**6) == 0
+    assert page_group().num_skipped_pages(10**6) == 0
 
 
 @pytest.mark.parametrize("window", [1, 128, 129, 512, 640])
 @pytest.mark.parametrize("step", [1, 7, 128, 129, 500])
 def test_max_pages_is_an_upper_bound_and_is_reached_within_a_page(window: int, step: int) -> None:
     group = page_group(window=window)
-    held = [group.num_pages(c + step) - group.num_pages_gone(c) for c in range(5000)]
+    held = [group.num_pages(c + step) - group.num_skipped_pages(c) for c in range(5000)]
     assert max(held) == group.max_pages(10**6, step)
     assert group.max_pages(100, step) == 1
     assert page_group().max_pages(1000, step) == 8
@@ -62,21 +62,19 @@ def test_more_than_was_reserved_is_refused() -> None:
     cache = new_cache()
     cache.admit("a", [])
     assert cache.reserve("a", 5)
-    with pytest.raises(ValueError, match="'a' has reserved room for 128 tokens, not 129"):
-        cache.commit("a", [0] * 129)
+    with pytest.raises(ValueError, match="allocated room for 128 tokens, not 129"):
+        cache.write("a", [0] * 129)
     with pytest.raises(ValueError, match="room"):
-        cache.runtime_inputs(["a"], [129])
-    with pytest.raises(ValueError, match="already"):
-        cache.admit("a", [])
+        cache.inputs(["a"], [129])
 
 
 def test_a_page_can_not_be_released_twice_nor_hashed_twice() -> None:
     pool = PagePool(2)
     pages = pool.allocate(1)
     assert pages is not None
-    pool.set_digest(pages[0], b"x")
+    pool.set_page_hash(pages[0], b"x")
     with pytest.raises(ValueError, match="twice"):
-        pool.set_digest(pages[0], b"y")
+        pool.set_page_hash(pages[0], b"y")
     pool.release(pages)
     with pytest.raises(ValueError, match="nobody holds"):
         pool.release(pages)
@@ -112,7 +110,7 @@ def test_runtime_inputs_count_from_the_first_page_kept() -> None:
         cache.admit(request_id, [])
         extend(cache, request_id, text(length))
     assert cache.reserve("a", 3) and cache.reserve("b", 1)
-    inputs = cache.runtime_inputs(["a", "b"], [3, 1])
+    inputs = cache.inputs(["a", "b"], [3, 1])
     full, sliding = inputs["full"][0], inputs["sliding"][0]
     assert full.cache_lengths.to_numpy().tolist() == [700, 20]
     assert sliding.cache_lengths.to_numpy().tolist() == [700 - 3 * PAGE, 20]  # 700 - 199 = 501: three pages are gone
@@ -134,10 +132,10 @@ def test_inputs_match_the_symbolic_ones() -> None:
             page_group("full", num_layers=2, devices=devices, dtype=DType.bfloat16),
         )
     )
-    cache = KVCacheManager(params, {"sliding": 3, "full": 5}, [CPU(), CPU()])
+    cache = NamedCache(params, {"sliding": 3, "full": 5}, [CPU(), CPU()])
     cache.admit("a", [])
     assert cache.reserve("a", 300)
-    types, buffers = params.symbolic_inputs(), cache.runtime_inputs(["a"], [300])
+    types, buffers = params.symbolic_inputs(), cache.inputs(["a"], [300])
     flat_types, flat_buffers = tree.leaves(types), tree.leaves(buffers)
     assert [t.dtype for t in flat_types] == [b.dtype for b in flat_buffers]
     for declared, buffer in zip(flat_types, flat_buffers, strict=True):
@@ -156,23 +154,23 @@ def test_advance_is_the_next_step_over_the_same_tables() -> None:
         cache.admit(request_id, [])
         extend(cache, request_id, text(length))
     assert cache.reserve("a", 4) and cache.reserve("b", 2)  # one more than this step needs
-    stepped = advance(cache.runtime_inputs(["a", "b"], [3, 1]), cache.params, [3, 1])
-    cache.commit("a", [1, 2, 3])
-    cache.commit("b", [1])
-    expected = cache.runtime_inputs(["a", "b"], [1, 1])
+    stepped = advance(cache.inputs(["a", "b"], [3, 1]), cache.params, [3, 1])
+    cache.write("a", [1, 2, 3])
+    cache.write("b", [1])
+    expected = cache.inputs(["a", "b"], [1, 1])
     for got, want in zip(tree.leaves(stepped), tree.leaves(expected), strict=True):
         assert got.to_numpy().tolist() == want.to_numpy().tolist()
 
 
 def test_pages_are_memory_of_their_own_on_each_device() -> None:
     devices = (DeviceRef.CPU(), DeviceRef.CPU())
-    cache = KVCacheManager(KVCacheParams((page_group(devices=devices),)), {"full": 2}, [CPU(), CPU()])
+    cache = NamedCache(KVCacheParams((page_group(devices=devices),)), {"full": 2}, [CPU(), CPU()])
     cache.admit("a", [])
     assert cache.reserve("a", 1)
-    first, second = (device.kv_blocks for device in cache.runtime_inputs(["a"], [1])["full"])
+    first, second = (device.kv_blocks for device in cache.inputs(["a"], [1])["full"])
     first.to_numpy()[:] = 1
     assert not second.to_numpy().any()
-    again = cache.runtime_inputs(["a"], [1])["full"][0].kv_blocks
+    again = cache.inputs(["a"], [1])["full"][0].kv_blocks
     assert again.to_numpy().all()
 
 

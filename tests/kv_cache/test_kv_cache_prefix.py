@@ -13,7 +13,7 @@ def test_without_prefix_caching_nothing_is_reused() -> None:
     for request_id in "ab":
         assert cache.admit(request_id, text(500)) == 0
         extend(cache, request_id, text(500))
-    assert cache.request_ids == ["a", "b"]
+    assert cache.num_requests == 2
 
 
 def test_a_hit_is_whole_pages_and_leaves_a_token_to_compute() -> None:
@@ -31,7 +31,7 @@ def test_a_hit_is_whole_pages_and_leaves_a_token_to_compute() -> None:
     ):
         assert cache.admit("b", tokens[:length]) == reused * PAGE == cache.length("b")
         cache.check()
-        cache.release("b")
+        cache.drop("b")
     assert cache.admit("longer", [*tokens, 1]) == 4 * PAGE
 
 
@@ -51,7 +51,7 @@ def test_a_hit_needs_equal_tokens_from_the_start_and_an_equal_salt(is_released: 
     cache.admit("a", tokens, salt=b"one")
     extend(cache, "a", tokens)
     if is_released:
-        cache.release("a")
+        cache.drop("a")
     assert cache.admit("other salt", tokens, salt=b"two") == 0
     assert cache.admit("no salt", tokens) == 0
     changed = [*tokens[:200], tokens[200] ^ 1, *tokens[201:]]
@@ -65,10 +65,10 @@ def test_a_sliding_group_needs_its_last_window_only() -> None:
     cache, tokens = new_cache(full=40, sliding=16, window=200), text(8 * PAGE + 1)
     cache.admit("a", tokens)
     extend(cache, "a", tokens)
-    cache.release("a")
+    cache.drop("a")
     cache.admit("b", [])
     extend(cache, "b", text(14 * PAGE, seed=1), step=14 * PAGE)  # takes all but two of the sliding pages
-    cache.release("b")
+    cache.drop("b")
     free = cache.num_free("sliding")
     assert cache.admit("again", tokens) == 8 * PAGE
     assert free - cache.num_free("sliding") == 2
@@ -82,14 +82,14 @@ def test_a_hit_is_the_longest_prefix_on_which_the_groups_agree() -> None:
     extend(cache, "a", tokens[: 4 * PAGE], step=PAGE)
     cache.admit("keeps the window at four", tokens[: 4 * PAGE + 1])
     assert cache.length("keeps the window at four") == 4 * PAGE
-    cache.release("a")
+    cache.drop("a")
     cache.admit("b", tokens)
     extend(cache, "b", tokens[4 * PAGE : 5 * PAGE], step=PAGE)
-    cache.release("b")
+    cache.drop("b")
     # Overwrite the fifth page: full layers have all five still, sliding ones the window that ends at four.
     cache.admit("c", [])
     extend(cache, "c", text(2 * PAGE, seed=2), step=2 * PAGE)
-    cache.release("c")
+    cache.drop("c")
     assert cache.admit("d", tokens) == 4 * PAGE
     assert cache.num_free("full") == 32 - 4
     cache.check()
@@ -99,10 +99,10 @@ def test_the_beginning_of_a_prompt_outlives_its_end() -> None:
     cache, tokens = new_cache(full=8, sliding=8, window=10_000), text(6 * PAGE + 1)
     cache.admit("a", tokens)
     extend(cache, "a", tokens)
-    cache.release("a")
+    cache.drop("a")
     cache.admit("b", [])
     assert cache.reserve("b", 5 * PAGE)
-    cache.release("b")
+    cache.drop("b")
     assert cache.admit("again", tokens) == 3 * PAGE
 
 
@@ -112,7 +112,7 @@ def test_two_requests_that_compute_the_same_page_keep_one_each() -> None:
     cache.admit("b", tokens)
     extend(cache, "a", tokens)
     extend(cache, "b", tokens)
-    cache.release("a")
+    cache.drop("a")
     assert cache.admit("c", tokens) == 2 * PAGE
     cache.check()
 
@@ -121,7 +121,7 @@ def test_pages_without_content_are_taken_first_and_the_latest_again() -> None:
     pool = PagePool(4)
     first, second = pool.allocate(1), pool.allocate(2)
     assert first is not None and second is not None
-    pool.set_digest(first[0], b"kept")
+    pool.set_page_hash(first[0], b"kept")
     pool.release(first)
     pool.release(second)
     assert pool.allocate(2) == second

@@ -7,9 +7,7 @@ import random
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kv_caches import PAGE, new_cache
-
-from kv_cache import KVCacheManager
+from kv_caches import PAGE, NamedCache, new_cache
 
 WINDOW = 200
 NUM_PAGES = {"full": 26, "sliding": 18}
@@ -23,7 +21,7 @@ class Driver:
     A token's entry is a fingerprint of all tokens up to it, as its keys and values would depend on them.
     """
 
-    def __init__(self, cache: KVCacheManager, seed: int) -> None:
+    def __init__(self, cache: NamedCache, seed: int) -> None:
         self.cache, self.rng = cache, random.Random(seed)
         self.memory = {name: np.zeros((count, PAGE), np.int64) for name, count in NUM_PAGES.items()}
         self.texts: dict[str, list[int]] = {}  # all that a request is to compute; it may have computed less
@@ -59,12 +57,12 @@ class Driver:
         if not self.cache.reserve(request_id, count):
             return self.drop(self.rng.choice(list(self.texts)), "preempt")
         self.read_and_write(request_id, count)
-        self.cache.commit(request_id, text[done : done + count])
+        self.cache.write(request_id, text[done : done + count])
         self.counts["extend"] += 1
         return None
 
     def drop(self, request_id: str, reason: str) -> None:
-        self.cache.release(request_id)
+        self.cache.drop(request_id)
         del self.texts[request_id]
         self.counts[reason] += 1
 
@@ -72,7 +70,7 @@ class Driver:
         """Like a model: every new token reads all that it sees, through the runtime inputs, and writes its own."""
         done = self.cache.length(request_id)
         prints = fingerprints(self.texts[request_id][: done + count])
-        for name, (inputs,) in self.cache.runtime_inputs([request_id], [count]).items():
+        for name, (inputs,) in self.cache.inputs([request_id], [count]).items():
             num_kept = int(inputs.cache_lengths.to_numpy()[0])
             slots = np.arange(num_kept + count)
             pages = inputs.lookup_table.to_numpy()[0, slots // PAGE]
@@ -100,8 +98,8 @@ def test_random_steps_lose_no_page_and_no_token(caching: bool, seed: int) -> Non
         cache.check()
     assert min(count for name, count in driver.counts.items() if name != "reuse") > 100, driver.counts
     assert (driver.counts["reuse"] > 100) == caching, driver.counts
-    for request_id in cache.request_ids:
-        cache.release(request_id)
+    for request_id in list(cache.requests):
+        cache.drop(request_id)
         cache.check()
     assert {name: cache.num_free(name) for name in NUM_PAGES} == NUM_PAGES
-    assert cache.usage == 0 and not cache.request_ids
+    assert cache.usage == 0 and not cache.num_requests

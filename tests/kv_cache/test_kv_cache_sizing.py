@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import pytest
-from kv_caches import page_group
+from kv_caches import NamedCache, page_group
 from max.driver import CPU
 from max.graph import DeviceRef
 
-from kv_cache import CachePlan, KVCacheManager, KVCacheParams, format_bytes, plan_cache
+from kv_cache import CachePlan, KVCacheParams, format_bytes, plan_cache
 
 GIB = 2**30
 # Gemma 3 1B: a token costs 8 KiB in the 4 full layers, 44 KiB in the 22 sliding ones.
@@ -76,13 +76,13 @@ def test_a_length_that_nobody_asked_for_becomes_what_fits() -> None:
 @pytest.mark.parametrize("memory_bytes", [130 * 2**20, 64 * 2**20, 20 * 2**20])
 def test_what_was_planned_is_what_the_cache_holds(memory_bytes: int) -> None:
     sized = plan(memory_bytes=memory_bytes, may_shorten=True)
-    cache = KVCacheManager(PARAMS, sized.num_pages, [CPU()])
+    cache = NamedCache(PARAMS, sized.num_pages, [CPU()])
     assert cache.capacity_tokens(512) >= sized.max_length
     cache.admit("a", [])
     for done in range(0, sized.max_length, 512):
         count = min(512, sized.max_length - done)
         assert cache.reserve("a", count)
-        cache.commit("a", [0] * count)
+        cache.write("a", [0] * count)
     cache.check()
 
 

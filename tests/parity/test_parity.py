@@ -12,6 +12,7 @@ from loader import Loader
 from reference import TOLERANCE, Reference, random_tokens, relative_difference
 from tiny_models import TINY_MODELS
 
+from architectures.decoder.inputs import DecoderInputs
 from pipelines import SamplingParams
 from pipelines.context import TextContext
 
@@ -62,18 +63,27 @@ def test_a_model_driven_by_hand_gives_what_its_pipeline_gives(load: Loader) -> N
     prompts = [random_tokens(length, 4096) for length in (3, 140, 300)]
     contexts = [TextContext(f"by hand {i}", prompt) for i, prompt in enumerate(prompts)]
     for context in contexts:
-        context.num_scheduled = len(context.tokens)
-        pipe.cache.admit(context.request_id, context.tokens)
-        assert pipe.cache.reserve(context.request_id, len(context.tokens) + num_new)
-    pages = pipe.cache.runtime_inputs([c.request_id for c in contexts], [c.num_scheduled for c in contexts])
+        context.num_scheduled_tokens, context.pages = len(context.tokens), pipe.cache.open()
+        assert pipe.cache.allocate(context.pages, len(context.tokens) + num_new)
+    rows = [context.pages for context in contexts if context.pages]
+    pages = pipe.cache.runtime_inputs(rows, [context.num_scheduled_tokens for context in contexts])
     inputs = pipe.model.prepare_initial_token_inputs([contexts], pages)
+    as_on_maxs_page = DecoderInputs(
+        inputs.tokens,
+        inputs.input_row_offsets,
+        inputs.signal_buffers,
+        inputs.return_n_logits,
+        kv_cache_inputs=inputs.kv_cache_inputs,
+    )
+    first = pipe.model.execute(as_on_maxs_page)  # without positions and RoPE tables, which follow from the rest
     steps = []
     for _ in range(num_new):
         outputs = pipe.model.execute(inputs)
-        steps.append(outputs.next_tokens.to_numpy().tolist())
-        inputs = pipe.model.prepare_next_token_inputs(outputs.next_tokens, inputs)
-    for context in contexts:
-        pipe.cache.release(context.request_id)
+        steps.append(outputs.greedy_tokens.to_numpy().tolist())
+        inputs = pipe.model.prepare_next_token_inputs(outputs.greedy_tokens, inputs)
+    assert steps[0] == first.greedy_tokens.to_numpy().tolist()
+    for row in rows:
+        pipe.cache.release(row)
     expected = pipe.generate(prompts, SamplingParams(max_new_tokens=num_new, ignore_eos=True))
     assert [list(tokens) for tokens in zip(*steps, strict=True)] == [output.tokens for output in expected]
 

@@ -35,21 +35,22 @@ def test_two_shards_equal_transformers(
     checkpoint, devices = resolve_config(str(checkpoints[name])), [CPU(), CPU()]
     architecture = Registry.load().find(checkpoint.architectures)
     config = TwoShards(model=str(checkpoints[name]), max_length=1024, quantization_encoding=checkpoint.dtype or "auto")
-    state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
+    state_dict = open_state_dict(
+        checkpoint.download_weights(), architecture.weight_adapters["safetensors"], checkpoint.huggingface_config
+    )
     session = InferenceSession(devices=[CPU()])
     model = architecture.pipeline_model(config, session, devices, checkpoint.huggingface_config, state_dict)
     kv_params = model.config.get_kv_params()
     cache = KVCacheManager(kv_params, {group.name: 8 for group in kv_params.groups}, devices)
 
     tokens = random_tokens(600, references[name].vocab_size)
-    context = TextContext("a", tokens)
-    cache.admit("a", tokens)
+    context = TextContext("a", tokens, pages=cache.open())
+    assert context.pages is not None
     ours = []
     for count in (250, 300, 49, 1):  # into the window, across it, and a decode
-        context.num_scheduled = count
-        assert cache.reserve("a", count)
-        inputs = model.prepare_initial_token_inputs([[context]], cache.runtime_inputs(["a"], [count]), count)
+        context.num_scheduled_tokens = count
+        assert cache.allocate(context.pages, count)
+        inputs = model.prepare_initial_token_inputs([[context]], cache.runtime_inputs([context.pages], [count]), count)
         ours.append(model.execute(inputs).logits.to_numpy().copy())
-        cache.commit("a", context.next_chunk)
-        context.advance()
+        cache.commit(context.pages, count)
     assert relative_difference(np.concatenate(ours), references[name].logits(tokens)) <= TOLERANCE

@@ -1,12 +1,14 @@
-"""Compiles a checkpoint for GPUs that are not there: `compile_for_gpus.py CHECKPOINT DEVICES ENCODING ARTIFACT`.
+"""Compiles a checkpoint's graphs for GPUs that are not there: `compile_for_gpus.py CHECKPOINT DEVICES ENCODING`.
 
-Nothing is executed. A process of its own, since virtual devices must be set before any device is opened.
+Nothing is executed. A process of its own, since virtual devices must be set before any device is opened. Prints, for
+each graph, the inputs of the compiled artifact as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from pathlib import Path
+from typing import Any
 
 from max.driver import set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 
@@ -19,19 +21,30 @@ from max.engine import InferenceSession  # noqa: E402
 
 from pipelines import PipelineConfig  # noqa: E402
 from pipelines.loading.checkpoint import resolve_config  # noqa: E402
-from pipelines.loading.weights import check_weights, open_state_dict  # noqa: E402
-from pipelines.pipeline_model import ReturnLogits  # noqa: E402
+from pipelines.loading.weights import open_state_dict  # noqa: E402
 from pipelines.registry import Registry  # noqa: E402
 
-model, devices, encoding, artifact = sys.argv[1:]
+model, devices, encoding, *names = sys.argv[1:]
 checkpoint = resolve_config(model)
 architecture = Registry.load().find(checkpoint.architectures)
 run = PipelineConfig(model=model, devices=devices, quantization_encoding=encoding)
-state_dict = open_state_dict(checkpoint.download_weights(), architecture.adapt_name)
-config = architecture.config.initialize_from_config(run, checkpoint.huggingface_config)
-config.finalize(checkpoint.huggingface_config, state_dict, ReturnLogits.VARIABLE)
-traced = architecture.pipeline_model.build_graph(config)
-check_weights(traced.weights, state_dict)
+state_dict = open_state_dict(
+    checkpoint.download_weights(), architecture.weight_adapters["safetensors"], checkpoint.huggingface_config
+)
 accelerators = [Accelerator(id=ref.id) for ref in run.device_refs]
-InferenceSession(devices=accelerators).compile(traced.graph).export_mef(Path(artifact))
-print(f"compiled {len(traced.weights)} weights into {Path(artifact).stat().st_size} bytes")
+session = InferenceSession(devices=accelerators)
+
+
+class Compiled(architecture.pipeline_model):  # type: ignore[misc, name-defined]
+    """The model up to where its weights would be placed."""
+
+    def compile(self, names: Any) -> None:
+        for name in names:
+            self.models[name] = self.session.compile(self.traced[name].graph)
+
+
+compiled = Compiled(run, session, accelerators, checkpoint.huggingface_config, state_dict)
+compiled.compile(name for name in compiled.graph_names if name in names or not names)
+for name, artifact in compiled.models.items():
+    declared = [f"{t.dtype.name} {t.device}" for t in compiled.traced[name].graph.input_types]  # type: ignore[attr-defined]
+    print(json.dumps({"graph": name, "declared": declared, "weights": len(compiled.traced[name].weights)}))

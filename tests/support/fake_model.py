@@ -7,7 +7,7 @@ not at all, or a page that two requests use, changes every later token of the ro
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,14 +73,37 @@ def prompts_of(*lengths: int) -> list[list[int]]:
 class FakeTokenizer:
     """One token a character, from "1" on."""
 
-    eos_token_ids = (EOS,)
+    eos_token_ids: tuple[int, ...] = (EOS,)
     has_chat_template = False
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [ord(character) - ord("0") for character in text if character != " "]
 
-    def detokenizer(self) -> IncrementalDetokenizer:
+    def detokenizer(self, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
         return IncrementalDetokenizer(text_of)
+
+
+IMAGE, IMAGE_TOKENS = VOCAB_SIZE - 2, 16
+
+
+@dataclass(frozen=True)
+class FakeImage:
+    pixel_values: npt.NDArray[Any]
+    image_hash: bytes
+    digest: bytes = b""
+
+
+class FakeImageProcessor:
+    """An image is its number of times a token; nothing is computed of it."""
+
+    placeholder, image_token_id, num_image_tokens = "~", IMAGE, IMAGE_TOKENS
+    image_token, eoi_token = chr(ord("0") + IMAGE), ""
+
+    def process(self, image: Any) -> FakeImage:
+        return FakeImage(np.zeros(1), bytes([image] * 32), bytes([image] * 32))
+
+    def expand_placeholders(self, text: str) -> str:
+        return text.replace(self.placeholder, self.image_token * self.num_image_tokens)
 
 
 @dataclass(frozen=True)
@@ -103,16 +126,28 @@ class FakeInputs:
 class FakeModel(PipelineModel):
     """steps: the rows of each. failures: errors that the next steps raise in place of an answer, half done.
 
-    nan_after: a token after which no next one is likeliest.
+    nan_after: a token after which no next one is likeliest. broken_after: one whose row fails the step that it is in.
+    during_step: called in the middle of each.
     """
 
     num_pages: dict[str, int]
     steps: list[list[Row]] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
     nan_after: int | None = None
+    broken_after: int | None = None
+    during_step: Callable[[], None] = lambda: None
+    compiled: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.memory = {name: np.zeros((count, PAGE), np.uint64) for name, count in self.num_pages.items()}
+
+    graph_names = ("decoder", "decoder_for_images")
+
+    def required_graphs(self, context: TextContext) -> Sequence[str]:
+        return self.graph_names if context.images else self.graph_names[:1]
+
+    def compile(self, names: Iterable[str]) -> None:
+        self.compiled += [name for name in names if name not in self.compiled]
 
     def load_model(self, session: InferenceSession) -> Model:
         raise NotImplementedError
@@ -137,29 +172,37 @@ class FakeModel(PipelineModel):
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         inputs: FakeInputs = model_inputs  # type: ignore[assignment]
         assert len({context.request_id for context in inputs.contexts}) == len(inputs.contexts)
-        num_new = [context.num_scheduled for context in inputs.contexts]
+        num_new = [context.num_scheduled_tokens for context in inputs.contexts]
+        assert len({context.next_image is None for context in inputs.contexts}) == 1, "text and images in one step"
         rows = [self._compute(row, context, inputs.kv) for row, context in enumerate(inputs.contexts)]
+        self.during_step()
         if self.failures:
             raise self.failures.pop(0)
-        self.steps.append([Row(c.request_id, c.num_computed, c.num_scheduled) for c in inputs.contexts])
+        if any(context.scheduled_tokens[-1] == self.broken_after for context in inputs.contexts):
+            raise RuntimeError("a row can't be computed")
+        self.steps.append([Row(c.request_id, c.num_computed_tokens, c.num_scheduled_tokens) for c in inputs.contexts])
+        return self._outputs(inputs, rows, num_new)
+
+    def _outputs(self, inputs: FakeInputs, rows: list[npt.NDArray[np.uint64]], num_new: list[int]) -> ModelOutputs:
         count = inputs.return_n_logits
         wanted = [np.maximum(np.arange(new - count, new), 0) for new in num_new]
         logits_MV = np.concatenate([logits_of(row[positions]) for row, positions in zip(rows, wanted, strict=True)])
-        last_BV = logits_MV[count - 1 :: count].copy()
         for row, context in enumerate(inputs.contexts):
-            if context.next_chunk[-1] == self.nan_after:
-                last_BV[row] = np.nan
+            if context.scheduled_tokens[-1] == self.nan_after:
+                logits_MV[(row + 1) * count - 1] = np.nan
+        largest_M = np.where(np.isnan(logits_MV), np.inf, logits_MV).max(axis=1)
         return ModelOutputs(
             logits=Buffer.from_numpy(logits_MV),
-            next_token_logits=Buffer.from_numpy(last_BV),
+            next_token_logits=Buffer.from_numpy(logits_MV[count - 1 :: count].copy()),
             logit_offsets=Buffer.from_numpy(np.arange(len(rows) + 1) * count),
-            next_tokens=Buffer.from_numpy(last_BV.argmax(axis=1)),
+            greedy_tokens=Buffer.from_numpy(logits_MV.argmax(axis=1)),
+            max_logits=Buffer.from_numpy(largest_M),
         )
 
     def _compute(self, row: int, context: TextContext, kv: dict[str, tuple[Any, ...]]) -> npt.NDArray[np.uint64]:
         """Checks that the row's pages hold what was computed before, writes the chunk there: its fingerprints."""
-        done, new = context.num_computed, context.num_scheduled
-        assert len(context.next_chunk) == new > 0
+        done, new = context.num_computed_tokens, context.num_scheduled_tokens
+        assert len(context.scheduled_tokens) == new > 0
         known = fingerprints(context.tokens[:done])
         for name, (inputs,) in kv.items():
             num_kept = int(inputs.cache_lengths.to_numpy()[row])
@@ -173,7 +216,7 @@ class FakeModel(PipelineModel):
             if name == "full":
                 assert num_kept == done
                 before = read[-1] if done else np.uint64(0)
-        chunk = np.zeros(done, np.uint64), np.array(context.next_chunk, np.uint64) + np.uint64(1)
+        chunk = np.zeros(done, np.uint64), np.array(context.scheduled_tokens, np.uint64) + np.uint64(1)
         powers = np.multiply.accumulate(np.full(done + new, 6364136223846793005, np.uint64))
         prints = before + np.cumsum(np.concatenate(chunk) * powers)[done:]
         for name, (inputs,) in kv.items():
@@ -187,7 +230,7 @@ def new_pipeline(num_pages: dict[str, int] | None = None, **settings: Any) -> Te
     num_pages = num_pages or UNLIMITED
     config = PipelineConfig(**{"max_length": 1000, "max_batch_size": 8, **settings})
     assert config.max_length is not None
-    prompts = PromptEncoder(FakeTokenizer(), VOCAB_SIZE, config.max_length, False)  # type: ignore[arg-type]
+    prompts = PromptEncoder(FakeTokenizer(), VOCAB_SIZE, config.max_length, False, FakeImageProcessor)  # type: ignore[arg-type]
     cache = new_cache(**num_pages, window=WINDOW, caching=config.enable_prefix_caching)
     return TextGenerationPipeline(config, FakeModel(num_pages), cache, prompts)  # type: ignore[arg-type]
 
@@ -201,5 +244,5 @@ def steps_of(pipe: TextGenerationPipeline) -> list[list[Row]]:
 def assert_idle(pipe: TextGenerationPipeline) -> None:
     """No request, no page in use, and the books are right."""
     pipe.cache.check()
-    assert not pipe.engine.scheduler.has_work
-    assert not pipe.cache.request_ids and pipe.cache.usage == 0
+    assert not pipe.engine.has_work
+    assert pipe.cache.num_requests == 0 and pipe.cache.usage == 0

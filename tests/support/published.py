@@ -11,8 +11,8 @@ from max.graph.weights import WeightData
 from transformers import AutoConfig
 
 from pipelines import PipelineConfig
-from pipelines.loading.float8 import ENCODING as FLOAT8_ENCODING
-from pipelines.loading.float8 import Float8Config
+from pipelines.loading.encodings import encoding
+from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 from pipelines.loading.safetensors_file import DTYPES
 from pipelines.pipeline_model import ReturnLogits
 from pipelines.registry import Registry, SupportedArchitecture
@@ -57,11 +57,11 @@ def _in_float8(tensors: Tensors, config: Float8Config) -> Tensors:
 
 def state_dict_of(folder: Path, file: str = "tensors.json") -> dict[str, WeightData]:
     """As the checkpoint would be opened, without data; a name that no table knows is an error."""
-    adapt_name, adapted = architecture_of(folder).adapt_name, {}
-    for name, (dtype, shape) in tensors_of(folder, file).items():
-        if (graph_name := adapt_name(name)) is not None:
-            adapted[graph_name] = WeightData(None, name, DTYPES[dtype], Shape(shape))  # type: ignore[arg-type]
-    return adapted
+    tensors = {
+        name: WeightData(None, name, DTYPES[dtype], Shape(shape))  # type: ignore[arg-type]
+        for name, (dtype, shape) in tensors_of(folder, file).items()
+    }
+    return architecture_of(folder).weight_adapters["safetensors"](tensors, AutoConfig.from_pretrained(folder))
 
 
 def configured(folder: Path, devices: str, encoding: str, weights: dict[str, WeightData]):  # type: ignore[no-untyped-def]
@@ -77,4 +77,4 @@ def encodings_of(folder: Path, kind: str) -> list[str]:
     """Those that this checkpoint can run in on this kind of device."""
     is_float8 = "quantization_config" in json.loads((folder / "config.json").read_text())
     encodings = architecture_of(folder).encodings[kind]
-    return [encoding for encoding in encodings if is_float8 or encoding != FLOAT8_ENCODING]
+    return [name for name in encodings if is_float8 or not encoding(name).needs_quantized_checkpoint]

@@ -33,44 +33,50 @@ from transformers import AutoConfig, AutoProcessor, CLIPVisionConfig, Gemma3ForC
 from architectures.gemma3_multimodal.image_processor import ImageProcessor
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
-from architectures.gemma3_multimodal.vision_weight_names import adapt_vision_name
+from architectures.gemma3_multimodal.weight_adapters import adapt_vision_name
 from architectures.layers import kernels
 from architectures.layers.image_attention import image_attention
 from pipelines import InputError
+from pipelines.loading.encoding import Encoding
+from pipelines.loading.encodings import encoding
 from pipelines.loading.safetensors_file import DTYPES
-from pipelines.loading.weights import check_weights, materialize, open_state_dict
+from pipelines.loading.weights import check_weights, materialize, open_state_dict, rename
 
 Values = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4
 """Of the largest feature."""
-ENCODINGS = {"float32": (torch.float32, DType.float32), "bfloat16": (torch.bfloat16, DType.bfloat16)}
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLISHED = [f"google__gemma-3-{size}-it" for size in ("4b", "12b", "27b")]
 
 
-@pytest.fixture(scope="module", params=ENCODINGS)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DType]:
-    """A tiny model, and the type of its matrices."""
-    stored, matrix_dtype = ENCODINGS[request.param]
+def adapt_vision(tensors: dict[str, WeightData], huggingface_config: Any) -> dict[str, WeightData]:
+    """The image side alone."""
+    return rename(tensors, adapt_vision_name)
+
+
+@pytest.fixture(scope="module", params=STORED)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Encoding]:
+    """A tiny model, and the encoding of its matrices."""
     folder = tmp_path_factory.mktemp(f"tiny-multimodal-{request.param}")
-    write_tiny_gemma3_multimodal(folder, stored)
-    return folder, matrix_dtype
+    write_tiny_gemma3_multimodal(folder, STORED[request.param])
+    return folder, encoding(request.param)
 
 
 @pytest.fixture(scope="module")
-def tower(checkpoint: tuple[Path, DType]) -> Iterator[Model]:
-    folder, matrix_dtype = checkpoint
+def tower(checkpoint: tuple[Path, Encoding]) -> Iterator[Model]:
+    folder, matrix_encoding = checkpoint
     huggingface_config = AutoConfig.from_pretrained(folder)
-    config = VisionConfig.from_huggingface(huggingface_config, DType.float32, matrix_dtype, [DeviceRef.CPU()])
+    config = VisionConfig.from_huggingface(huggingface_config, DType.float32, matrix_encoding, [DeviceRef.CPU()])
     traced = build_vision_graph(config)
-    state_dict = open_state_dict([folder / "model.safetensors"], adapt_vision_name)
+    state_dict = open_state_dict([folder / "model.safetensors"], adapt_vision, huggingface_config)
     check_weights(traced.weights, state_dict)
     weights = materialize(traced.weights, state_dict, [CPU()])
     yield InferenceSession(devices=[CPU()]).load(traced.graph, weights_registry=weights)
 
 
 @torch.inference_mode()
-def test_features_equal_transformers(checkpoint: tuple[Path, DType], tower: Model) -> None:
+def test_features_equal_transformers(checkpoint: tuple[Path, Encoding], tower: Model) -> None:
     folder, _ = checkpoint
     reference = Gemma3ForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -154,14 +160,14 @@ def test_what_the_tower_cannot_honour_is_refused_by_name(changes: dict[str, Any]
     for field, value in changes.items():
         setattr(huggingface_config if field.startswith("mm_") else huggingface_config.vision_config, field, value)
     with pytest.raises(ValueError, match=message):
-        VisionConfig.from_huggingface(huggingface_config, DType.float32, DType.float32, [DeviceRef.CPU()])
+        VisionConfig.from_huggingface(huggingface_config, DType.float32, encoding("float32"), [DeviceRef.CPU()])
 
 
 def test_a_tower_of_another_kind_is_refused_by_name() -> None:
     huggingface_config = AutoConfig.from_pretrained(FOLDERS[PUBLISHED[0]])
     huggingface_config.vision_config = CLIPVisionConfig()
     with pytest.raises(ValueError, match="model_type 'clip_vision_model'"):
-        VisionConfig.from_huggingface(huggingface_config, DType.float32, DType.float32, [DeviceRef.CPU()])
+        VisionConfig.from_huggingface(huggingface_config, DType.float32, encoding("float32"), [DeviceRef.CPU()])
 
 
 def random_image(mode: str, width: int, height: int) -> Image.Image:

@@ -17,6 +17,7 @@ from max.graph import DeviceRef, Graph, TensorType, Weight, ops
 from architectures.layers import kernels
 from architectures.layers.linear import matmul
 from pipelines import InputError
+from pipelines.loading.encodings import float32
 
 Array = npt.NDArray[Any]
 SHAPES = [(1, 1), (3, 16), (7, 77), (130, 96), (1001, 333)]
@@ -44,7 +45,8 @@ def test_the_product_of_few_and_many_rows_equals_numpys() -> None:
     types = [TensorType(DType.float32, ["rows", size_in], device) for (_, size_in), _ in cases]
     with Graph("products", input_types=types, custom_extensions=kernels.extensions([device])) as graph:
         weights = [Weight(f"w{i}", dtype, shape, device) for i, (shape, dtype) in enumerate(cases)]
-        graph.output(*(matmul(x.tensor, w) for x, w in zip(graph.inputs, weights, strict=True)))
+        matrices = [float32.RECORD.matrix(w) for w in weights]
+        graph.output(*(matmul(x.tensor, w) for x, w in zip(graph.inputs, matrices, strict=True)))
     values = [random_weight(rng, shape) for shape, _ in cases]
     registry = {f"w{i}": stored(value, dtype) for i, (value, (_, dtype)) in enumerate(zip(values, cases, strict=True))}
     model = InferenceSession(devices=[CPU()]).load(graph, weights_registry=registry)

@@ -233,6 +233,84 @@ except ValueError as error:
     assert done.stdout.count("\n") == 1
 
 
+DOWNLOAD = """
+import os, pwd
+if os.environ["HOME"] == "":  # as for a user whom the system does not know
+    del os.environ["HOME"]
+    def unknown(uid): raise KeyError(uid)
+    pwd.getpwuid = unknown
+from pipelines.loading.checkpoint import resolve_config
+try:
+    print(resolve_config("org/name").download_weights())
+except ValueError as error:
+    print(error)
+"""
+
+
+def message_of_download(**environment: str) -> str:
+    """What the real client leads to, in a process of its own: it reads its environment when it is imported."""
+    run = [sys.executable, "-c", DOWNLOAD]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    done = subprocess.run(run, env=inherited | environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    return done.stdout
+
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize("is_listed", [False, True])  # whether the client knows what else the model has
+def test_a_cache_with_the_config_alone(tmp_path: Path, is_listed: bool) -> None:
+    cache = tmp_path / "hub" / "models--org--name"
+    snapshot = cache / "snapshots" / COMMIT
+    for folder in (snapshot, cache / "refs", cache / "trees"):
+        folder.mkdir(parents=True)
+    write_model(snapshot)
+    (cache / "refs" / "main").write_text(COMMIT)
+    if is_listed:
+        files = {name: {"size": 1, "blob_id": "0" * 40} for name in ("config.json", "model.safetensors")}
+        (cache / "trees" / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+    message = message_of_download(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert "has config.json of 'org/name', but not its weights" in message
+    assert "HF_HUB_OFFLINE forbids" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (httpx.ConnectError("x"), ["but not its weights", "the hub can't be reached: check the network"]),
+        (errors.HfHubHTTPError("x", response=response(503)), ["the hub refused 'org/name' (HTTP 503)"]),
+        (None, ["no safetensors files in"]),  # the hub has none either
+    ],
+)
+def test_weights_that_are_not_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, expected: list[str]
+) -> None:
+    def model_info(api: object, repo_id: str, revision: str) -> None:
+        assert (repo_id, revision) == ("org/name", tmp_path.name)
+        if error:
+            raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(write_model(tmp_path)))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    message = refusal(resolve_config("org/name").download_weights)
+    assert [words for words in expected if words not in message] == []
+
+
+def test_no_home_for_the_cache_of_the_hub() -> None:
+    message = message_of_download(HOME="", HF_ENDPOINT="http://127.0.0.1:1")
+    assert "'org/name'" in message and "no home folder" in message and "HF_HOME" in message
+
+
+def test_a_cache_of_the_hub_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = PermissionError(13, "Permission denied", "/.cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(error))
+    message = refusal(lambda: resolve_config("org/name"))
+    assert "'org/name'" in message and "/.cache (Permission denied)" in message and "HF_HOME" in message
+
+
 def test_transformers_is_silent_about_the_lack_of_torch(tmp_path: Path) -> None:
     program = f"""
 import sys

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ import pytest
 import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
+from max.graph.weights import WeightData
 from safetensors.torch import save_file
 
 from pipelines.errors import InputError
-from pipelines.loading.float8 import Float8Config
-from pipelines.loading.weights import WeightSource, WeightSpec, check_weights, materialize, open_state_dict
+from pipelines.loading import weights
+from pipelines.loading.encodings.float8_e4m3fn import Float8Config
+from pipelines.loading.weight_spec import WeightSource, WeightSpec
+from pipelines.loading.weights import check_weights, materialize, rename
 
 
 def whole(name: str, shape: tuple[int, ...], dtype: DType = DType.float32) -> WeightSpec:
-    return WeightSpec(name, shape, dtype, (WeightSource(name),), (shape,))
+    return WeightSpec(name, dtype, (WeightSource(name, shape),))
+
+
+def open_state_dict(paths: list[Path], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
+    return weights.open_state_dict(paths, lambda tensors, config: rename(tensors, adapt_name), None)
 
 
 def write(folder: Path, **tensors: torch.Tensor) -> Path:
@@ -104,9 +112,10 @@ def test_joined_heads_are_spread_over_devices(tmp_path: Path, num_shards: int) -
     q, k = torch.randn(32, 6), torch.randn(8, 6)
     state_dict = open_state_dict([write(tmp_path, q=q.bfloat16(), k=k.bfloat16())], str)
     q_rows, k_rows = 32 // num_shards, max(4, 8 // num_shards)
-    sources = (WeightSource("q", units=8), WeightSource("k", units=2))
+    sources = (WeightSource("q", (32, 6), axis=0, units=8), WeightSource("k", (8, 6), axis=0, units=2))
     for shard in range(num_shards):
-        spec = WeightSpec("qk", (q_rows + k_rows, 6), DType.float32, sources, ((32, 6), (8, 6)), 0, shard, num_shards)
+        spec = WeightSpec("qk", DType.float32, sources, shard, num_shards)
+        assert spec.shape == (q_rows + k_rows, 6)
         check_weights([spec], state_dict)
         k_start = shard * 2 // num_shards * 4 if num_shards > 1 else 0
         expected = torch.cat([q[shard * q_rows :][:q_rows], k[k_start:][:k_rows]]).bfloat16().float()
@@ -117,9 +126,9 @@ def test_joined_heads_are_spread_over_devices(tmp_path: Path, num_shards: int) -
 def test_columns_are_spread_over_devices(tmp_path: Path, dtype: torch.dtype) -> None:
     o = torch.randn(5, 12).to(dtype)
     state_dict = open_state_dict([write(tmp_path, o=o)], str)
-    specs = [
-        WeightSpec(f"o{i}", (5, 4), DType.float32, (WeightSource("o", units=6),), ((5, 12),), 1, i, 3) for i in range(3)
-    ]
+    source = WeightSource("o", (5, 12), axis=1, units=6)
+    specs = [WeightSpec(f"o{i}", DType.float32, (source,), i, 3) for i in range(3)]
+    assert [spec.shape for spec in specs] == [(5, 4)] * 3
     made = materialize(specs, state_dict, [CPU()] * 8)
     assert np.array_equal(np.concatenate([made[f"o{i}"] for i in range(3)], 1), o.float().numpy())
     assert all(array.flags.c_contiguous for array in made.values())  # type: ignore[union-attr]
@@ -127,13 +136,7 @@ def test_columns_are_spread_over_devices(tmp_path: Path, dtype: torch.dtype) -> 
 
 def test_heads_that_cannot_be_spread_evenly() -> None:
     with pytest.raises(ValueError, match="3 units can't be spread over 2 shards"):
-        WeightSource("q", units=3).part(12, 0, 2)
-
-
-def test_a_declared_shape_that_the_sources_do_not_give(tmp_path: Path) -> None:
-    spec = WeightSpec("w", (3, 4), DType.float32, (WeightSource("w"),), ((2, 4),))
-    with pytest.raises(ValueError, match="weight w"):
-        make(write(tmp_path, w=torch.zeros(2, 4)), spec)
+        WeightSource("q", (12, 1), axis=0, units=3).cut(0, 2)
 
 
 def test_names_are_adapted_and_dropped(tmp_path: Path) -> None:
@@ -145,7 +148,7 @@ def test_names_are_adapted_and_dropped(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_unexpected(tmp_path: Path) -> None:
     path = write(tmp_path, odd=torch.ones(1))
-    with pytest.raises(InputError, match=r"unexpected tensor 'odd' in .*model.safetensors"):
+    with pytest.raises(InputError, match=r"unexpected tensor 'odd' in .*: its architecture"):
         open_state_dict([path], {}.__getitem__)
 
 
@@ -153,6 +156,21 @@ def test_two_tensors_of_one_name(tmp_path: Path) -> None:
     path = write(tmp_path, a=torch.ones(1), b=torch.ones(1))
     with pytest.raises(InputError, match="'a' and 'b'"):
         open_state_dict([path], lambda name: "same")
+    with pytest.raises(InputError, match="'a' is twice"):
+        open_state_dict([path, path], str)
+
+
+def test_an_adapter_may_change_values(tmp_path: Path) -> None:
+    """As a GGUF's norms, which have their offset in them, need it."""
+
+    def adapt(tensors: dict[str, WeightData], config: Any) -> dict[str, WeightData]:
+        data = tensors["norm"]
+        shifted = np.asarray(data.data) - np.float32(1)
+        return {"norm.weight": WeightData(shifted, data.name, data.dtype, data.shape)}
+
+    state_dict = weights.open_state_dict([write(tmp_path, norm=torch.full((3,), 1.5))], adapt, None)
+    made = materialize([whole("norm.weight", (3,))], state_dict, [CPU()])
+    assert np.array_equal(as_numpy(made["norm.weight"]), np.full(3, 0.5, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +269,7 @@ def write_float8(folder: Path, rows: int, columns: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
 def test_float8_is_dequantized_block_by_block(tmp_path: Path, rows: int, columns: int, dtype: DType) -> None:
     expected = write_float8(tmp_path, rows, columns)
-    spec = dataclasses.replace(whole("w", (rows, columns), dtype), float8=FLOAT8)
+    spec = dataclasses.replace(whole("w", (rows, columns), dtype), quant_config=FLOAT8)
     made = make(tmp_path / "model.safetensors", spec)
     if dtype == DType.float32:
         assert np.array_equal(made, expected.float().numpy())
@@ -262,7 +280,7 @@ def test_float8_is_dequantized_block_by_block(tmp_path: Path, rows: int, columns
 def test_every_float8_pattern_is_the_number_it_stands_for(tmp_path: Path) -> None:
     values = torch.from_numpy(np.arange(256, dtype=np.uint8).reshape(16, 16)).view(torch.float8_e4m3fn)
     write(tmp_path, w=values, w_scale_inv=torch.ones(1, 1))
-    made = make(tmp_path / "model.safetensors", dataclasses.replace(whole("w", (16, 16)), float8=FLOAT8))
+    made = make(tmp_path / "model.safetensors", dataclasses.replace(whole("w", (16, 16)), quant_config=FLOAT8))
     assert np.array_equal(made, values.float().numpy(), equal_nan=True)
 
 
@@ -270,8 +288,8 @@ def test_every_float8_pattern_is_the_number_it_stands_for(tmp_path: Path) -> Non
 def test_the_shards_of_a_float8_weight_may_cut_its_blocks(tmp_path: Path, axis: int) -> None:
     expected = write_float8(tmp_path, 200, 200).float().numpy()
     for shard, part in enumerate(np.split(expected, 4, axis)):
-        sources = (WeightSource("w", 200),)
-        spec = WeightSpec("s", part.shape, DType.float32, sources, ((200, 200),), axis, shard, 4, FLOAT8)
+        sources = (WeightSource("w", (200, 200), axis, 200),)
+        spec = WeightSpec("s", DType.float32, sources, shard, 4, FLOAT8)
         assert np.array_equal(make(tmp_path / "model.safetensors", spec), part)
 
 
@@ -286,7 +304,7 @@ def test_the_shards_of_a_float8_weight_may_cut_its_blocks(tmp_path: Path, axis: 
 def test_scales_that_do_not_fit_are_named(tmp_path: Path, scales: dict[str, torch.Tensor], message: str) -> None:
     path = write(tmp_path, w=torch.zeros(200, 200).to(torch.float8_e4m3fn), **scales)
     with pytest.raises(InputError, match=message):
-        make(path, dataclasses.replace(whole("w", (200, 200)), float8=FLOAT8))
+        make(path, dataclasses.replace(whole("w", (200, 200)), quant_config=FLOAT8))
 
 
 def test_float8_without_a_configuration_is_refused(tmp_path: Path) -> None:
@@ -300,7 +318,7 @@ def test_dequantizing_takes_little_more_memory_than_its_result(tmp_path: Path) -
     rows, columns = 8192, 8192
     values = torch.zeros(rows, columns, dtype=torch.uint8).view(torch.float8_e4m3fn)
     path = write(tmp_path, w=values, w_scale_inv=torch.ones(FLOAT8.scale_shape((rows, columns))))
-    spec = dataclasses.replace(whole("w", (rows, columns), DType.bfloat16), float8=FLOAT8)
+    spec = dataclasses.replace(whole("w", (rows, columns), DType.bfloat16), quant_config=FLOAT8)
     state_dict = open_state_dict([path], str)
     tracemalloc.start()
     made = materialize([spec], state_dict, [CPU()])

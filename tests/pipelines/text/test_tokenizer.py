@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -287,7 +288,7 @@ def test_a_chat_begins_with_one_bos_and_ends_where_the_answer_begins(tokenizer: 
     ],
 )
 def test_a_refused_chat(
-    tokenizer: TextTokenizer, messages: list[dict[str, str]], arguments: dict[str, object], message: str
+    tokenizer: TextTokenizer, messages: list[dict[str, str]], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         tokenizer.encode_chat(messages, **arguments)

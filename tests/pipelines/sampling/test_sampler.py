@@ -1,19 +1,18 @@
-"""Sampling against transformers' logits processors, and the rules of SamplingParams."""
+"""The sampler against transformers' logits processors, and what it does with rows that have no answer."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pipelines.errors import InputError
-from pipelines.sampling.log_probabilities import LogProbabilitiesMixin, log_probabilities
-from pipelines.sampling.params import SamplingParams
-from pipelines.sampling.sampler import Sampler, kept_tokens, kth_largest
+from pipelines.sampling.params import ResolvedSamplingParams, SamplingParams
+from pipelines.sampling.sampler import NoTokenLeftError, Sampler, kept_tokens, kth_largest
 
 Row = NDArray[np.float32]
 LARGE = 40_000  # more than enough for the shortcuts that small vocabularies do not take
@@ -37,7 +36,7 @@ def dense(row: Row, params: SamplingParams) -> NDArray[np.float64]:
     return probabilities / probabilities.sum()
 
 
-def reference(row: Row, params: SamplingParams) -> NDArray[np.float64]:
+def reference(row: Row, params: ResolvedSamplingParams) -> NDArray[np.float64]:
     """The same from transformers, in float64."""
     import torch
     from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -62,7 +61,7 @@ def test_the_distribution_is_that_of_transformers(row: Row) -> None:
     filters = itertools.product((0.5, 1.3), (0, 1, 50, len(row) // 2, 10 * len(row)), (0.3, 0.95, 1.0), (0.0, 0.1, 1.0))
     for temperature, top_k, top_p, min_p in filters:
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        ours, theirs = dense(row, params), reference(row, params)
+        ours, theirs = dense(row, params), reference(row, params.resolved())
         np.testing.assert_array_equal(ours > 0, theirs > 0, err_msg=str(params))
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, err_msg=str(params))
 
@@ -154,6 +153,7 @@ def test_no_end_before_min_tokens() -> None:
         SamplingParams(),
         SamplingParams(temperature=0.7, top_k=50, top_p=0.9, min_p=0.1),
         SamplingParams(repetition_penalty=2.0, presence_penalty=1.0, min_tokens=3),
+        SamplingParams(temperature=0.7, logit_bias={5: 3.0}, allowed_token_ids=(5, 6, 7)),
     ],
 )
 def test_the_callers_logits_stay_as_they_are(params: SamplingParams) -> None:
@@ -175,86 +175,91 @@ def test_a_broken_row_is_an_error_and_not_a_token(value: float, temperature: flo
         Sampler(SamplingParams(temperature=temperature)).sample(row)
 
 
-def test_log_probabilities() -> None:
-    row = normal_row(LARGE, 4.0)
-    exact = row - np.log(np.exp(row.astype(np.float64)).sum())
-    entry = log_probabilities(row, 17, 5)
-    assert entry.token_id == 17
-    assert entry.logprob == pytest.approx(exact[17], rel=1e-6)
-    best = np.argsort(-exact)[:5]
-    assert [token for token, _ in entry.top] == best.tolist()
-    assert [logprob for _, logprob in entry.top] == pytest.approx(exact[best], rel=1e-6)
-
-
-def test_log_probabilities_of_equal_and_of_few_tokens() -> None:
-    row = np.array([1, 2, 1, 2], np.float32)
-    assert [token for token, _ in log_probabilities(row, 0, 3).top] == [1, 3, 0]
-    assert len(log_probabilities(row, 0, 20).top) == 4
-    assert log_probabilities(row, 0, 0).top == ()
-
-
-def test_log_probabilities_of_a_batch() -> None:
-    rows = np.stack([normal_row(10, seed=seed) for seed in range(3)])
-    entries = LogProbabilitiesMixin().compute_log_probabilities(rows, [4, 5, 6], [2, None, 0])
-    assert entries == [log_probabilities(rows[0], 4, 2), None, log_probabilities(rows[2], 6, 0)]
+class Uncopied(np.ndarray[Any, np.dtype[np.float32]]):
+    def copy(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise AssertionError("copied")
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *itertools.product(["temperature", "min_p", "top_p", "repetition_penalty"], [-0.1, math.nan, math.inf, "1"]),
-        *itertools.product(["presence_penalty", "frequency_penalty"], [-10.5, 11, math.nan, None, True]),
-        *itertools.product(["top_p", "repetition_penalty"], [0, 10.5, None, True]),
-        *itertools.product(["max_new_tokens", "top_k", "seed", "min_tokens", "logprobs"], [-2, 1.5, True, "3"]),
-        ("temperature", 101),
-        ("min_p", 1.1),
-        ("max_new_tokens", 0),
-        ("seed", 2**64),
-        ("logprobs", 21),
-        ("top_k", None),
-        ("min_tokens", None),
-        ("ignore_eos", 1),
-        ("stop", ""),
-        ("stop", [""]),
-        ("stop", [3]),
-        ("stop", 3),
-        ("stop", ["x"] * 17),
-        ("stop", "x" * 1025),
-        ("stop_token_ids", 3),
-        ("stop_token_ids", [-1]),
-        ("stop_token_ids", ["3"]),
-        ("stop_token_ids", list(range(17))),
-    ],
+    "params",
+    [SamplingParams(), SamplingParams(temperature=0.7, logprobs=3), SamplingParams(presence_penalty=1.0)],
 )
-def test_absurd_values_are_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"^{name}"):
-        SamplingParams(**{name: value})
+def test_a_row_that_nothing_changes_is_not_copied(params: SamplingParams) -> None:
+    """A presence penalty has nothing to change before the first token."""
+    Sampler(params, prompt=[1, 2]).sample(normal_row(100).view(Uncopied))
 
 
-def test_min_tokens_may_not_exceed_max_new_tokens() -> None:
-    with pytest.raises(InputError, match=r"min_tokens=3 .*max_new_tokens=2"):
-        SamplingParams(min_tokens=3, max_new_tokens=2)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_drawn(temperature: float) -> None:
+    row = normal_row(LARGE)
+    params = SamplingParams(temperature=temperature, allowed_token_ids=(3, 70, 9_000), seed=1)
+    drawn = {(sampler := Sampler(params)).sample(row)} | {sampler.sample(row) for _ in range(200)}
+    assert drawn == ({3, 70, 9_000} if temperature else {max((3, 70, 9_000), key=lambda token: row[token])})
 
 
-def test_values_are_brought_into_one_form() -> None:
-    given: dict[str, Any] = {"stop": "end", "stop_token_ids": [np.int64(4)], "top_k": -1, "temperature": np.float64(1)}
-    params = SamplingParams(**given)
-    assert (params.stop, params.stop_token_ids, params.top_k) == (("end",), (4,), 0)
-    assert type(params.temperature) is float
-    hash(params)
+def test_draws_from_allowed_tokens_follow_the_distribution() -> None:
+    row = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
+    sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.99, allowed_token_ids=(0, 3), seed=5))
+    counts = np.bincount([sampler.sample(row) for _ in range(4000)], minlength=4)
+    np.testing.assert_allclose(counts / 4000, [0.25, 0, 0, 0.75], atol=0.03)
 
 
-@pytest.mark.parametrize(
-    ("params", "needs_logits"),
-    [
-        (SamplingParams(top_k=5, top_p=0.5, max_new_tokens=9, stop=("x",), ignore_eos=True), False),
-        (SamplingParams(temperature=0.1), True),
-        (SamplingParams(repetition_penalty=1.1), True),
-        (SamplingParams(presence_penalty=-1), True),
-        (SamplingParams(frequency_penalty=1), True),
-        (SamplingParams(min_tokens=1), True),
-        (SamplingParams(logprobs=0), True),
-    ],
-)
-def test_when_the_graphs_own_choice_is_enough(params: SamplingParams, needs_logits: bool) -> None:
-    assert params.needs_logits is needs_logits
+def test_a_bias_bans_and_selects() -> None:
+    row = np.array([9, 8, 7, 0], np.float32)
+    assert Sampler(SamplingParams(logit_bias={0: -100})).sample(row) == 1
+    assert Sampler(SamplingParams(logit_bias={3: 100})).sample(row) == 3
+
+
+def test_an_open_parameter_counts_as_greedy() -> None:
+    row = normal_row(100)
+    assert Sampler(SamplingParams(top_k=5, top_p=0.9)).sample(row) == row.argmax()
+    ids, weights = kept_tokens(row, SamplingParams(temperature=1.0))
+    assert ids is None
+    assert np.count_nonzero(weights) == 100
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_masks_that_leave_no_token_are_an_error_of_the_request(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, allowed_token_ids=(4,), min_tokens=1)
+    with pytest.raises(NoTokenLeftError, match="no token is left"):
+        Sampler(params, eos_token_ids=(4,)).sample(normal_row(100))
+    row = np.array([0, -np.inf], np.float32)
+    with pytest.raises(InputError, match="no token is left"):
+        Sampler(SamplingParams(temperature=temperature, allowed_token_ids=(1,))).sample(row)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_broken_row_is_the_models_fault_whatever_the_masks(value: float) -> None:
+    row = np.full(100, value, np.float32)
+    for params in (SamplingParams(), SamplingParams(min_tokens=1), SamplingParams(allowed_token_ids=(1, 2))):
+        with pytest.raises(FloatingPointError, match=r"logit of -?(nan|inf)"):
+            Sampler(params, eos_token_ids=(4,)).sample(row)
+    row = normal_row(100)
+    row[40] = math.nan
+    with pytest.raises(FloatingPointError, match="token 40"):
+        Sampler(SamplingParams(allowed_token_ids=(1, 2))).sample(row)
+
+
+def test_a_broken_row_is_the_models_fault_where_masks_leave_nothing() -> None:
+    row = np.full(100, math.nan, np.float32)
+    everything_masked = SamplingParams(min_tokens=1, allowed_token_ids=(4,))
+    with pytest.raises(FloatingPointError):
+        Sampler(everything_masked, eos_token_ids=(4,)).sample(row)
+
+
+def test_a_refused_row_takes_no_random_number_and_no_count() -> None:
+    params = SamplingParams(temperature=1.0, seed=3, min_tokens=2, frequency_penalty=0.5)
+    one, other, row = Sampler(params), Sampler(params), normal_row(100)
+    with pytest.raises(FloatingPointError):
+        one.sample(np.full(100, np.nan, np.float32))
+    assert [one.sample(row) for _ in range(20)] == [other.sample(row) for _ in range(20)]
+
+
+def test_the_random_stream_is_fixed() -> None:
+    """The draws of a seed: saved requests are repeated by it, so a change here needs a line in the changelog."""
+    sampler = Sampler(SamplingParams(temperature=1.0, top_p=0.95, seed=7))
+    row = np.log(np.arange(1, 101, dtype=np.float32))
+    uniform = np.random.default_rng(7).random(10)
+    weights = np.arange(1, 101) * (np.arange(1, 101) > 21)
+    expected = np.searchsorted(np.cumsum(weights), (1 - uniform) * weights.sum()).tolist()
+    assert [sampler.sample(row) for _ in range(10)] == expected

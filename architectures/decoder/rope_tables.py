@@ -1,0 +1,49 @@
+"""RoPE tables on the devices of a run, as long as its requests so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, Device
+
+from architectures.decoder.config import DecoderConfig
+
+MIN_POSITIONS = 4096
+
+
+class RopeTables:
+    """A table [positions, H] float32 for each layer type on each device.
+
+    They grow by doubling, up to `max_positions`: for a model's limit of 262,144 tokens and heads of 512 values they
+    would take 512 MiB, for requests that may all be short.
+    """
+
+    def __init__(self, config: DecoderConfig, devices: Sequence[Device], max_positions: int) -> None:
+        self.config, self.devices, self.max_positions = config, devices, max_positions
+        self._host: dict[str, npt.NDArray[np.float32]] = {
+            layer_type: np.empty((0, width), np.float32) for layer_type, width in config.rope_dims.items()
+        }
+        self._placed: dict[str, list[Buffer]] = {}
+        self._num_positions = 0
+
+    def up_to(self, num_positions: int) -> dict[str, list[Buffer]]:
+        """Tables for positions below `num_positions`.
+
+        Raises:
+            ValueError: More positions than the run allows.
+        """
+        if num_positions > self.max_positions:
+            raise ValueError(f"position {num_positions - 1} is beyond the limit of {self.max_positions} tokens")
+        if num_positions > self._num_positions:
+            self._grow(min(self.max_positions, max(MIN_POSITIONS, 1 << (num_positions - 1).bit_length())))
+        return self._placed
+
+    def _grow(self, num_positions: int) -> None:
+        for layer_type, rope in self.config.rope_parameters.items():
+            old = self._host[layer_type]
+            added = rope.table(num_positions, old.shape[1], first_position=len(old))
+            self._host[layer_type] = table = np.concatenate([old, added])
+            self._placed[layer_type] = [Buffer.from_numpy(table).to(device) for device in self.devices]
+        self._num_positions = num_positions

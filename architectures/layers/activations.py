@@ -1,0 +1,36 @@
+"""Activation functions, as exact as torch's.
+
+MAX's tanh errs by 2.3e-7 on CPU, torch's by 3.2e-8, and where its argument is very negative 1 + tanh cancels: GeLU and
+soft-capping are written by the sigmoid, whose exponential is as good as torch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+
+Activation = Callable[[TensorValue], TensorValue]
+
+
+def gelu_tanh(x: TensorValue) -> TensorValue:
+    """x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x sigmoid(2 u); in float32 for any type."""
+    exact = ops.cast(x, DType.float32)
+    gate = ops.sigmoid(exact * (1.0 + exact * exact * 0.044715) * (2.0 * math.sqrt(2.0 / math.pi)))
+    return ops.cast(exact * gate, x.dtype)
+
+
+def soft_cap(x: TensorValue, cap: float) -> TensorValue:
+    """cap tanh(x / cap), which is cap (2 sigmoid(2 x / cap) - 1)."""
+    return (ops.sigmoid(x * (2.0 / cap)) * 2.0 - 1.0) * cap
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu": ops.gelu,
+    "silu": ops.silu,
+    "relu": ops.relu,
+}
+"""By the name in config.json."""

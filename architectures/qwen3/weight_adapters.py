@@ -1,0 +1,43 @@
+"""Qwen 3 checkpoint tensors -> graph weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from max.graph import Shape
+from max.graph.weights import WeightData
+
+from architectures.decoder.weight_adapters import StateDict, adapt_text
+
+STACKED = re.compile(r"(layers\.\d+\.mlp\.experts)\.(gate_up|down)_proj")
+"""Experts [E, 2 F, D] and [E, D, F] in one tensor, as transformers 5 has them in memory."""
+
+
+def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
+    """The weight adapter, dense and with experts: stacked experts become one tensor each, as the hub's files have them."""
+    adapted: StateDict = {}
+    for name, data in adapt_text(tensors, huggingface_config).items():
+        match = STACKED.fullmatch(name)
+        adapted |= _unstacked(match[1], match[2], data) if match else {name: data}
+    return adapted
+
+
+def _unstacked(name: str, part: str, data: WeightData) -> StateDict:
+    num_experts, rows = int(data.shape[0]), int(data.shape[1])
+    if part == "down":
+        parts = {"down": slice(0, rows)}
+    else:
+        parts = {"gate": slice(0, rows // 2), "up": slice(rows // 2, rows)}
+    return {
+        f"{name}.{expert}.{part}_proj.weight": _view(data, expert, cut)
+        for expert in range(num_experts)
+        for part, cut in parts.items()
+    }
+
+
+def _view(data: WeightData, expert: int, rows: slice) -> WeightData:
+    """Rows of one expert, which are not copied; without data, as while shapes are checked, their shape alone."""
+    shape = Shape([rows.stop - rows.start, int(data.shape[2])])
+    array = None if data.data is None else data.data[expert, rows]  # type: ignore[index]
+    return WeightData(array, data.name, data.dtype, shape)  # type: ignore[arg-type]

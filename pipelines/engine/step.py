@@ -1,0 +1,105 @@
+"""One step of the model in two halves: launched, which does not wait, and collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from kv_cache import KVCacheManager
+from pipelines.context import TextContext
+from pipelines.pipeline_model import ModelOutputs, PipelineModel
+
+
+class StepOutputs:
+    """The outputs of a step on the host, each copied there when a row first asks for it."""
+
+    def __init__(self, outputs: ModelOutputs) -> None:
+        self._outputs = outputs
+        self.logit_offsets: list[int] = outputs.logit_offsets.to_numpy().tolist()
+
+    @cached_property
+    def logits_MV(self) -> npt.NDArray[np.float32]:
+        """The logits of all returned positions."""
+        return self._outputs.logits.to_numpy()
+
+    @cached_property
+    def next_token_logits_BV(self) -> npt.NDArray[np.float32]:
+        """The logits of each row's last position."""
+        return self._outputs.next_token_logits.to_numpy()
+
+    @cached_property
+    def greedy_tokens_M(self) -> npt.NDArray[np.int64]:
+        """The likeliest token of each returned position."""
+        return self._outputs.greedy_tokens.to_numpy()
+
+    @cached_property
+    def max_logits_M(self) -> npt.NDArray[np.float32]:
+        """Its logit, not finite where no token is likeliest."""
+        return self._outputs.max_logits.to_numpy()
+
+
+@dataclass(frozen=True)
+class RowOutputs:
+    """One row's part of a step. Arrays are valid until the next step.
+
+    start: the position of the row's first token. num_tokens: those that the step computed. is_complete: whether the
+    last of them is the last there is, so that its logits choose the next.
+    """
+
+    outputs: StepOutputs
+    row: int
+    start: int
+    num_tokens: int
+    is_complete: bool
+
+    @property
+    def next_logits_V(self) -> npt.NDArray[np.float32]:
+        """The logits after the last token."""
+        return self.outputs.next_token_logits_BV[self.row]
+
+    @property
+    def logits_TV(self) -> npt.NDArray[np.float32]:
+        """The logits of all the row's tokens, for a consumer that wanted as many."""
+        end = self.outputs.logit_offsets[self.row + 1]
+        return self.outputs.logits_MV[end - self.num_tokens : end]
+
+    @property
+    def greedy_token(self) -> int:
+        """The likeliest token after the last one.
+
+        Raises:
+            FloatingPointError: The logits hold NaN or infinity, so that no token is likeliest.
+        """
+        last = self.outputs.logit_offsets[self.row + 1] - 1
+        token = int(self.outputs.greedy_tokens_M[last])
+        if not np.isfinite(self.outputs.max_logits_M[last]):
+            raise FloatingPointError("the model's logits hold NaN or infinity: no token is likeliest")
+        return token
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device computes; the host may do something else until it collects it."""
+
+    contexts: Sequence[TextContext]
+    outputs: ModelOutputs
+
+    @classmethod
+    def launch(cls, model: PipelineModel, cache: KVCacheManager, contexts: Sequence[TextContext]) -> LaunchedStep:
+        """Starts the step of these contexts, whose pages are allocated."""
+        rows = [context.pages for context in contexts if context.pages is not None]
+        kv_cache_inputs = cache.runtime_inputs(rows, [context.num_scheduled_tokens for context in contexts])
+        num_logits = max(c.consumer.num_logits(c) if c.consumer is not None else 1 for c in contexts)
+        return cls(contexts, model.execute(model.prepare_initial_token_inputs([contexts], kv_cache_inputs, num_logits)))
+
+    def collect(self) -> Iterator[tuple[TextContext, RowOutputs]]:
+        """Waits for the step; its rows."""
+        outputs = StepOutputs(self.outputs)
+        for row, context in enumerate(self.contexts):
+            is_complete = context.num_scheduled_tokens == context.num_remaining_tokens
+            start, num_tokens = context.num_computed_tokens, context.num_scheduled_tokens
+            yield context, RowOutputs(outputs, row, start, num_tokens, is_complete)

@@ -1,0 +1,192 @@
+"""Logits processors: changes to a row of logits before a token is chosen from it.
+
+Shape suffix: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.sampling.params import SamplingParams
+
+Mask = NDArray[np.bool_] | NDArray[np.integer[Any]]
+"""Allowed tokens: bool [V], or packed into the bits of integers, lowest bit first."""
+
+
+class LogitsProcessor(Protocol):
+    """A change to the logits of one request, which may depend on the tokens that it sampled."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether `apply` would change the next row; where no processor is active, the row isn't copied."""
+
+    def apply(self, logits_V: NDArray[np.float32]) -> None:
+        """Changes the logits of the next token in place."""
+
+    def accept(self, token: int) -> None:
+        """Takes the token that was sampled."""
+
+
+class RepetitionPenalty:
+    """Makes tokens of prompt and output less likely, as transformers' RepetitionPenaltyLogitsProcessor."""
+
+    def __init__(self, penalty: float, prompt: Iterable[int] = ()) -> None:
+        self._penalty = penalty
+        self._seen = set(prompt)
+        # The same ids where numpy gets at them fast: a prompt may hold most of the vocabulary.
+        self._ids = array("q", self._seen)
+
+    @property
+    def is_active(self) -> bool:
+        return len(self._ids) > 0
+
+    def apply(self, logits_V: NDArray[np.float32]) -> None:
+        ids = np.array(self._ids)
+        seen = logits_V[ids]
+        logits_V[ids] = np.where(seen < 0, seen * self._penalty, seen / self._penalty)
+
+    def accept(self, token: int) -> None:
+        if token not in self._seen:
+            self._seen.add(token)
+            self._ids.append(token)
+
+
+class PresenceFrequencyPenalty:
+    """Makes tokens of the output less likely: once for having come, and once more each time, as in the OpenAI API."""
+
+    def __init__(self, presence_penalty: float, frequency_penalty: float) -> None:
+        # A numpy scalar has the subtraction done in float64, rounded once into the row.
+        self._presence_penalty = np.float64(presence_penalty)
+        self._frequency_penalty = frequency_penalty
+        self._counts: dict[int, int] = {}
+
+    @property
+    def is_active(self) -> bool:
+        return bool(self._counts)
+
+    def apply(self, logits_V: NDArray[np.float32]) -> None:
+        ids = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
+        times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+        logits_V[ids] = logits_V[ids] - self._frequency_penalty * times - self._presence_penalty
+
+    def accept(self, token: int) -> None:
+        self._counts[token] = self._counts.get(token, 0) + 1
+
+
+class LogitBias:
+    """Adds a bias to the logits of some tokens, as in the OpenAI API."""
+
+    def __init__(self, biases: Mapping[int, float]) -> None:
+        self._ids = np.fromiter(biases.keys(), np.int64, len(biases))
+        self._biases = np.fromiter(biases.values(), np.float32, len(biases))
+
+    @property
+    def is_active(self) -> bool:
+        return True
+
+    def apply(self, logits_V: NDArray[np.float32]) -> None:
+        logits_V[self._ids] += self._biases
+
+    def accept(self, token: int) -> None:
+        """Does nothing: biases stay."""
+
+
+class MinTokens:
+    """Masks the tokens that would end the request until `min_tokens` were sampled."""
+
+    def __init__(self, min_tokens: int, stop_ids: Collection[int]) -> None:
+        self._num_missing = min_tokens
+        self._stop_ids = list(stop_ids)
+
+    @property
+    def is_active(self) -> bool:
+        return self._num_missing > 0
+
+    def apply(self, logits_V: NDArray[np.float32]) -> None:
+        logits_V[[token for token in self._stop_ids if token < len(logits_V)]] = -np.inf
+
+    def accept(self, token: int) -> None:
+        self._num_missing -= 1
+
+
+class AllowedTokens:
+    """Masks all but the allowed tokens.
+
+    A grammar is a subclass, or an owner, that replaces the mask before each token: `accept` tells it how far the text
+    has come, and the next mask may be computed while the model runs, up to the call of `apply`.
+    """
+
+    def __init__(self, mask: Mask | None = None) -> None:
+        self.set_mask(mask)
+
+    @classmethod
+    def from_ids(cls, token_ids: Sequence[int]) -> AllowedTokens:
+        """Allows these tokens, at least one."""
+        mask = np.zeros(max(token_ids) + 1, np.bool_)
+        mask[np.asarray(token_ids)] = True
+        return cls(mask)
+
+    def set_mask(self, mask: Mask | None) -> None:
+        """Replaces the mask; None allows all tokens. Tokens past its end are not allowed.
+
+        Packed masks may be of any integer type: uint8 from `np.packbits(..., bitorder="little")`, or the int32 [V / 32]
+        of grammar libraries.
+        """
+        self._limits_V = None if mask is None else _limits(mask)
+
+    @property
+    def is_active(self) -> bool:
+        return self._limits_V is not None
+
+    def apply(self, logits_V: NDArray[np.float32]) -> None:
+        if self._limits_V is not None:
+            known_V = logits_V[: len(self._limits_V)]
+            unknown_V = logits_V[len(known_V) :]
+            # A minimum leaves NaN as it is, for the sampler to notice.
+            np.minimum(known_V, self._limits_V[: len(known_V)], out=known_V)
+            np.minimum(unknown_V, -np.inf, out=unknown_V)
+
+    def accept(self, token: int) -> None:
+        """Does nothing: this mask stays until it is replaced."""
+
+
+def _limits(mask: Mask) -> NDArray[np.float32]:
+    """Upper limits of logits: infinity where the mask allows a token, minus infinity where it does not.
+
+    A minimum takes a tenth of the time of a masked copy, which branches.
+    """
+    if mask.dtype != np.bool_:
+        mask = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8), bitorder="little")
+    limits_V = mask.astype(np.float32)
+    limits_V -= 0.5
+    limits_V *= np.inf
+    return limits_V
+
+
+def logits_processors(
+    params: SamplingParams, prompt: Sequence[int] = (), eos_token_ids: Collection[int] = ()
+) -> list[LogitsProcessor]:
+    """Builds the processors that the parameters need, in the order in which they apply.
+
+    Penalties come first, since the repetition penalty depends on the sign of the model's own logits; a bias before it
+    would be scaled by it. Masks come last, so that nothing makes a masked token possible again, and the allowed tokens
+    at the very end, since a grammar's mask may arrive that late.
+    """
+    resolved = params.resolved()
+    processors: list[LogitsProcessor] = []
+    if resolved.repetition_penalty != 1.0:
+        processors.append(RepetitionPenalty(resolved.repetition_penalty, prompt))
+    if resolved.presence_penalty != 0.0 or resolved.frequency_penalty != 0.0:
+        processors.append(PresenceFrequencyPenalty(resolved.presence_penalty, resolved.frequency_penalty))
+    if resolved.logit_bias:
+        processors.append(LogitBias(dict(resolved.logit_bias)))
+    if resolved.min_tokens > 0:
+        processors.append(MinTokens(resolved.min_tokens, resolved.stop_ids(eos_token_ids)))
+    if resolved.allowed_token_ids is not None:
+        processors.append(AllowedTokens.from_ids(resolved.allowed_token_ids))
+    return processors
