@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-fast test-gpu-compile check bench clean
 
 demo: $(STAMPS)/run
 	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
 
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest
+
+# Neither compiles a graph nor takes seconds: under a minute on two cores.
+test-fast: $(STAMPS)/test
+	$(BIN)/python -m pytest -m 'not compiles and not slow'
+
+# Graphs for GPUs, compiled on a machine that needs none: minutes each.
+test-gpu-compile: $(STAMPS)/test
+	$(BIN)/python -m pytest -m gpu_compile
 
 check: $(STAMPS)/check
 	$(BIN)/ruff format --check .

@@ -21,8 +21,8 @@ from pipelines.sampling.params import SamplingParams
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line.
 
-    Exits with 0 when all went well or nobody reads stdout any more, 1 if stdout can't be written or the command says
-    so, 2 with one line on stderr for bad input, 130 for Ctrl-C.
+    The exit code is 0 for success, also if the reader of stdout has closed it; 1 if stdout can't be written or the
+    command has failed; 2, with one line on stderr, for input that can't be used; 130 for Ctrl-C.
     """
     open_standard_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -31,12 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            click.echo(err=True)  # what comes next starts on a line of its own, not behind the ^C
+            click.echo(err=True)  # the shell's prompt starts on a line of its own, not after the ^C
         os._exit(130)  # a compilation in the background would keep an orderly exit waiting for minutes
 
 
 def _run(arguments: list[str]) -> int:
-    """Returns the exit code of a command whose output has been written."""
+    """Runs a command, flushes its output and returns the exit code."""
     code = 0
     try:
         code = _invoke(arguments)
@@ -47,7 +47,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Returns the exit code. Not by `commands.main`, which has its own mind about Ctrl-C and broken pipes."""
+    """Runs a command and returns the exit code, without `commands.main`, whose handling of Ctrl-C and pipes differs."""
     try:
         with commands.make_context("pipelines", list(arguments)) as context:
             commands.invoke(context)
@@ -70,7 +70,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C lets the program tidy up; a second one does not wait for that."""
+    """Raises KeyboardInterrupt, so that the program can clean up; a second Ctrl-C ends it at once."""
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     raise KeyboardInterrupt
 
@@ -82,7 +82,7 @@ def commands() -> None:
 
 
 def _model_options(command: Any) -> Any:
-    """The options that say what runs on what, and become fields of PipelineConfig."""
+    """Adds the options of the run, which become fields of PipelineConfig."""
     for option in reversed(_MODEL_OPTIONS):
         command = option(command)
     return command
@@ -92,7 +92,7 @@ _MODEL_OPTIONS = (
     click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint.  [default: the bundled demo]"),
     click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub."),
     click.option(
-        "--max-length", type=int, help="Tokens of prompt and answer.  [default: the model's limit, or what fits]"
+        "--max-length", type=int, help="Tokens of prompt and output.  [default: the model's limit, or what fits]"
     ),
     click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once."),
     click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
@@ -118,7 +118,7 @@ _MODEL_OPTIONS = (
     "images",
     multiple=True,
     metavar="FILE|URL",
-    help="What the prompt is about; may be repeated.  Each stands before the text, or where <start_of_image> is.",
+    help="An image of the prompt; may be repeated.  Images precede the text, or replace <start_of_image> in it.",
 )
 @click.option(
     "--chat/--raw",
@@ -145,13 +145,13 @@ _MODEL_OPTIONS = (
 @click.option("--presence-penalty", type=float, default=0.0)
 @click.option("--frequency-penalty", type=float, default=0.0)
 @click.option("--seed", type=int, help="The same seed gives the same text.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="A string that ends the text; may be repeated.")
 @click.option("--skip-special-tokens/--show-special-tokens", default=True, help="Whether control tokens are shown.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per prompt.")
 @click.option("--stats", is_flag=True, help="Speed and memory on stderr at the end.")
 def generate(**options: Any) -> None:
     """Complete prompts. The text goes to stdout as it is made, all else to stderr."""
-    from pipelines.commands.console import generate_to_console, read_prompts
+    from pipelines.commands.generate import generate_to_console, read_prompts
 
     sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
     output = _take(options, "images", "chat", "as_json", "stats")
@@ -173,7 +173,7 @@ def generate(**options: Any) -> None:
     metavar="N",
     help="A prompt of N random tokens; may be repeated.  [default: lengths around the sliding window]",
 )
-@click.option("--tolerance", type=float, help="Of the largest logit.  [default: 1e-4 on CPU, 5e-2 on GPU]")
+@click.option("--tolerance", type=float, help="Fraction of the largest logit.  [default: 1e-4 on CPU, 5e-2 on GPU]")
 def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float | None, **options: Any) -> None:
     """Compare a checkpoint's logits and greedy tokens with transformers in float64, which needs torch.
 
@@ -188,7 +188,7 @@ def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float 
 @commands.command(name="list")
 def list_command() -> None:
     """Show the architectures, example models, and the encodings that each kind of device runs."""
-    from pipelines.commands.console import list_architectures
+    from pipelines.commands.list import list_architectures
 
     list_architectures()
 
@@ -219,13 +219,13 @@ def _json_object(text: str | None) -> dict[str, Any]:
 
 
 def _config(options: dict[str, Any]) -> PipelineConfig:
-    """From the options of `_model_options`."""
+    """Creates the configuration from the options of `_model_options`."""
     memory = options["kv_cache_memory"]
     return PipelineConfig(**options | {"kv_cache_memory": None if memory is None else parse_memory(memory)})
 
 
 def _take(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Removes some options and returns them; what remains are the fields of PipelineConfig."""
+    """Removes some options and returns them; those that remain are fields of PipelineConfig."""
     return {name: options.pop(name) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Random checkpoints in published shapes, for measurements where the weights' values do not matter."""
+"""Random checkpoints in published shapes, for measurements that do not depend on the weights' values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ def write_random_checkpoint(
 ) -> Path:
     """Writes config.json, the tokenizer's files and a model.safetensors of bfloat16 noise of deviation 0.02.
 
-    config: a config.json. tensors: name -> (dtype, shape). tokenizer: a folder with tokenizer files; any will do.
+    Args:
+        folder: The folder to write.
+        config: A config.json.
+        tensors: Names of the tensors -> (dtype, shape).
+        tokenizer: A folder with tokenizer files, of any model.
+        seed: Seed of the noise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(config, folder / "config.json")
-    for file in tokenizer.glob("tokenizer*"):
-        shutil.copy(file, folder / file.name)
+    for path in tokenizer.glob("tokenizer*"):
+        shutil.copy(path, folder / path.name)
     header: dict[str, Any] = {}
     end = 0
     for name, (_, shape) in tensors.items():
@@ -46,5 +51,5 @@ def write_random_checkpoint(
 
 
 def read_tensor_list(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """name -> (dtype, shape), from a tensors.json."""
+    """Reads a tensors.json: names -> (dtype, shape)."""
     return {name: (dtype, shape) for name, (dtype, shape) in json.loads(path.read_text()).items()}

@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--model FOLDER | --shape google__gemma-3-1b-it] [--depth 512 --depth 8192]
 
-Both systems stay loaded and take turns, so that a machine whose speed drifts slows both; what is printed are medians,
+Both systems stay loaded and take turns, so that a machine whose speed drifts slows both. The output has the medians,
 and the median of the ratios turn by turn. `--shape` makes a random checkpoint in a published shape. The first start
 compiles the graph, so start-up is measured with a second start.
 """
@@ -28,22 +28,24 @@ SYSTEMS = ("pipelines", "transformers")
 
 
 class Worker:
-    """A system in a process of its own."""
+    """One of the two systems, in a process of its own."""
 
     def __init__(self, system: str, model: Path, max_length: int, encoding: str = "auto") -> None:
-        command = [sys.executable, str(HERE / "worker.py"), system, str(model), str(max_length), encoding]
+        self.command = [sys.executable, str(HERE / "worker.py"), system, str(model), str(max_length), encoding]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self.start = self._read()
 
     def measure(self, depth: int, num_new: int) -> dict[str, float]:
+        """Measures a prompt of `depth` tokens and `num_new` new ones: seconds and peak memory."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"depth": depth, "new": num_new}) + "\n")
         self.process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
+        """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -52,13 +54,14 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise click.ClickException(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")
+            raise click.ClickException(f"{' '.join(self.command)} ended with {self.process.wait()}")
         return json.loads(line)
 
 
 def compare(model: Path, depths: list[int], num_new: int, num_rounds: int, encoding: str) -> None:
+    """Measures both systems by turns and prints medians and ratios."""
     max_length = max(depths) + num_new
-    Worker("pipelines", model, max_length, encoding).close()  # whatever has to be compiled is compiled now
+    Worker("pipelines", model, max_length, encoding).close()  # compiles the graph
     workers = {system: Worker(system, model, max_length, encoding) for system in SYSTEMS}
     for system, worker in workers.items():
         click.echo(f"{system}: start to first token {worker.start.pop('start_to_first_token_s'):.1f} s {worker.start}")
@@ -75,6 +78,7 @@ def compare(model: Path, depths: list[int], num_new: int, num_rounds: int, encod
 
 
 def report(depth: int, name: str, rounds: list[dict[str, dict[str, float]]]) -> None:
+    """Prints the medians of one measurement, and the median of the ratios."""
     values = {system: statistics.median(r[system][name] for r in rounds) for system in SYSTEMS}
     ratio = statistics.median(r["transformers"][name] / r["pipelines"][name] for r in rounds)
     num_tokens = depth if name == "time_to_first_token_s" else 1
@@ -93,6 +97,7 @@ def report(depth: int, name: str, rounds: list[dict[str, dict[str, float]]]) -> 
 def main(
     model: Path | None, shape: str | None, depths: tuple[int, ...], new_tokens: int, rounds: int, encoding: str
 ) -> None:
+    """Measure prefill, decode, start-up and memory beside transformers."""
     click.echo(f"{platform.machine()}, {processor()}")
     with tempfile.TemporaryDirectory() as folder:
         if shape is not None:
@@ -102,11 +107,13 @@ def main(
 
 
 def processor() -> str:
+    """Number and name of the machine's processors."""
     names = [line.partition(":")[2].strip() for line in cpuinfo() if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 def cpuinfo() -> list[str]:
+    """Lines of /proc/cpuinfo, if there is one."""
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 

@@ -4,7 +4,7 @@
 
 MAX's command comes with `pip install 'max[serve]'`, best in an environment of its own. Without a model a random one in
 the shape of Llama 3.2 1B is made. MAX measures its own second run of a prompt, ours runs as many tokens, and the two
-take turns; what is printed are medians, and the median of the ratios turn by turn.
+take turns. The output has the medians, and the median of the ratios turn by turn.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ FIGURES = {
 
 
 def measure_max(command: list[str]) -> dict[str, float]:
+    """Runs MAX's command and reads the figures that it prints."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     output = result.stdout + result.stderr
     found = {name: re.search(pattern, output) for name, pattern in FIGURES.items()}
@@ -37,6 +38,7 @@ def measure_max(command: list[str]) -> dict[str, float]:
 
 
 def measure_ours(worker: Worker, depth: int, num_new: int) -> dict[str, float]:
+    """Measures `pipelines` with as many tokens, in the units of `measure_max`."""
     times = worker.measure(depth, num_new)
     return {"prefill_ms": 1e3 * times["time_to_first_token_s"], "decode_ms": 1e3 * times["decode_step_s"]}
 
@@ -51,6 +53,7 @@ def measure_ours(worker: Worker, depth: int, num_new: int) -> dict[str, float]:
 def main(
     max_command: Path, model: Path | None, encodings: tuple[str, ...], prompt_words: int, new_tokens: int, rounds: int
 ) -> None:
+    """Measure prefill and decode beside MAX's own command."""
     click.echo(processor())
     with tempfile.TemporaryDirectory() as folder:
         if model is None:

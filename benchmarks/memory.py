@@ -1,10 +1,10 @@
-"""How much memory a model takes while it writes 32 tokens, beside the size of its checkpoint.
+"""Peak memory of a model that generates 32 tokens, beside the size of its checkpoint.
 
     python benchmarks/memory.py --shape google__gemma-4-E2B-it [--folder FOLDER]
 
 Writes a random checkpoint in a published shape (10 GB for that one, removed at the end unless a folder is named),
-runs the `pipelines generate` command on it and reads the peak of its resident memory, mapped files included. Tables
-whose rows are looked up in the mapped file are named: they should not be resident.
+runs the `pipelines generate` command on it and reads the peak of its resident memory, mapped files included. The output
+names the tables whose rows are looked up in the mapped file: they should not be resident.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ COMMAND = Path(sys.executable).with_name("pipelines")
 
 
 def peak_mib(model: Path) -> float:
-    """Of the command, as it reports it itself."""
+    """Peak memory of the command, as it reports it itself."""
     options = ["--raw", "--prompt", "import os", "--max-new-tokens", "32", "--max-length", "512", "--stats"]
     result = subprocess.run(
         [COMMAND, "generate", "--model", model, *options],
         capture_output=True,
         text=True,
         check=False,
-        env=dict(os.environ),  # MAX has set PYTHONEXECUTABLE behind Python's back
+        env=dict(os.environ),  # without the PYTHONEXECUTABLE that MAX sets unseen by Python
     )
     if result.returncode:
         raise click.ClickException(result.stderr)
@@ -47,10 +47,11 @@ def peak_mib(model: Path) -> float:
 @click.option("--shape", default="google__gemma-4-E2B-it", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps the checkpoint there, or uses the one that is.")
 def main(shape: str, folder: Path | None) -> None:
+    """Print the peak memory of a model beside the size of its checkpoint."""
     tensors = read_tensor_list(CONFIGS / shape / "tensors.json")
     architecture = Registry.load().find(json.loads((CONFIGS / shape / "config.json").read_text())["architectures"])
     sizes = {name: math.prod(dims) * BYTES[dtype] / 2**20 for name, (dtype, dims) in tensors.items()}
-    tables = {name: size for name, size in sizes.items() if architecture.adapt_name(name) in architecture.lookup_tables}
+    tables = {name: size for name, size in sizes.items() if name.endswith(architecture.lookup_tables)}
     with tempfile.TemporaryDirectory() as temporary:
         model = folder or Path(temporary)
         if not (model / "model.safetensors").exists():

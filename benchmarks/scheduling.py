@@ -1,8 +1,8 @@
-"""How long requests wait for each other: the scheduler alone, with random crowds and with the cases that hurt.
+"""Waits of requests for each other: the scheduler alone, with random crowds and with cases that once were slow.
 
-python benchmarks/scheduling.py [--seeds N]
+    python benchmarks/scheduling.py [--seeds N]
 
-No model runs: a step takes as long as any other, so waiting is counted in steps. docs/scheduling.md states the bounds.
+No model runs: all steps count as equally long, and waits are counted in steps. docs/scheduling.md states the bounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WINDOW, IMAGE_TOKENS = 200, 64
 
 @dataclass(eq=False)
 class Request:
-    """A request of the simulation. arrival, first_token, end: steps; cancel_at: the step before which it is given up."""
+    """A simulated request. arrival, first_token, end: steps; cancel_at: the step before which it is cancelled."""
 
     num_prompt: int
     num_new: int
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass
 class Crowd:
-    """Requests and what serves them."""
+    """Requests, and the limits of the scheduler and cache that serve them."""
 
     requests: list[Request]
     num_pages: int
@@ -54,7 +54,7 @@ class Crowd:
     max_step_tokens: int
 
     def new_scheduler(self) -> Scheduler:
-        """A scheduler over a cache of one sliding and one full layer."""
+        """Creates a scheduler over a cache of one sliding and one full layer."""
         layer = {"num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": DType.float32}
         groups = [
             PageGroup(name, devices=(DeviceRef.CPU(),), window=window, **layer)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ class Crowd:
 
     @property
     def bound(self) -> int:
-        """Steps in which all requests must have ended, after the last has arrived."""
+        """Number of steps after the last arrival within which all requests must have ended."""
         half = max(1, (self.max_step_tokens - self.max_batch_size) // 2)
         steps = sum(-(-(r.num_prompt + r.num_new) // half) + r.num_new + 2 * len(r.images) + 1 for r in self.requests)
         return 2 * steps + MAX_OVERTAKEN_STEPS * len(self.requests)
@@ -75,8 +75,11 @@ class Crowd:
 
 @dataclass
 class Result:
-    """num_steps: until all had ended. max_kind_wait: the most steps in a row that work of one kind (text or images)
-    waited for the other."""
+    """The result of a simulation.
+
+    num_steps: steps until all requests had ended. max_kind_wait: the most steps in a row for which work of one kind
+    (text or images) waited for the other.
+    """
 
     num_steps: int
     max_kind_wait: int
@@ -87,7 +90,7 @@ def simulate(crowd: Crowd, max_steps: int = 10**6) -> Result:
     """Runs a crowd to its end.
 
     Raises:
-        AssertionError: The cache's books are wrong, a step is empty though there is work, or max_steps are not enough.
+        AssertionError: The cache is inconsistent, a step is empty though there is work, or max_steps do not suffice.
     """
     scheduler, step, kind_waits, max_kind_wait = crowd.new_scheduler(), 0, {True: 0, False: 0}, 0
     arrivals = sorted(crowd.requests, key=lambda request: request.arrival)
@@ -117,7 +120,7 @@ def _advance(
     step: int,
     kind_waits: dict[bool, int],
 ) -> list[bool]:
-    """Commits a step, as an engine does; the kinds (whether images) for which there was work."""
+    """Commits a step as the engine does; returns the kinds (whether images) for which there was work."""
     kinds = {context.next_image is not None for context in scheduler.running}
     ran = {context.next_image is not None for context in contexts}
     for kind in (True, False):
@@ -137,7 +140,7 @@ def _advance(
 
 
 def random_crowd(seed: int) -> Crowd:
-    """Arrivals, cancellations, images and long prompts, with few pages and rows."""
+    """Generates a crowd with arrivals, cancellations, images and long prompts, and few pages and rows."""
     rng = random.Random(seed)
     budget, rows = rng.choice([64, 100, 256, 512]), rng.choice([1, 2, 4, 8])
     num_pages = rng.choice([12, 20, 60])
@@ -154,7 +157,7 @@ def random_crowd(seed: int) -> Crowd:
 
 
 def cases() -> dict[str, tuple[Crowd, Request]]:
-    """The cases that hurt, and the request in each whose wait counts."""
+    """Cases that were slow while all was first come, first served, and the request in each whose wait counts."""
     image = Request(100, 5, [10], arrival=3)
     behind_text = Crowd([Request(20, 500), image], 100, 8, 512)
     short = Request(10, 5, arrival=5)
@@ -171,17 +174,17 @@ def cases() -> dict[str, tuple[Crowd, Request]]:
 @click.command()
 @click.option("--seeds", default=200, show_default=True, help="Random crowds to run.")
 def main(seeds: int) -> None:
-    """Print how long requests wait for each other, in steps."""
+    """Print the waits of requests for each other, in steps."""
     for name, (crowd, request) in cases().items():
         simulate(crowd)
         assert request.first_token is not None
-        print(f"{name}: first token after {request.first_token - request.arrival + 1} steps")
+        print(f"{name}: steps to the first token: {request.first_token - request.arrival + 1}")
     results = [(crowd, simulate(crowd)) for crowd in map(random_crowd, range(seeds))]
     share = max(result.num_steps / (crowd.bound + 150) for crowd, result in results)
     waits = max(result.max_kind_wait for _, result in results)
     preemptions = sum(result.num_preemptions for _, result in results)
-    print(f"{seeds} random crowds of 60: all end, within {share:.0%} of the bound; {preemptions} preemptions;")
-    print(f"text and images wait at most {waits} steps in a row for each other")
+    print(f"{seeds} random crowds of 60: all end, within {share:.0%} of the bound; {preemptions} preemptions")
+    print(f"most steps in a row for which text or images wait for the other: {waits}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One system in a process of its own: loads a model, then answers requests for measurements, a JSON line each.
+"""A system in a process of its own: it loads a model, then answers requests for measurements, a JSON line each.
 
 `generate.py` starts it: `worker.py SYSTEM MODEL MAX_LENGTH ENCODING`. A request is {"depth": tokens, "new": tokens}.
 """
@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 
 Generate = Callable[[list[int], int], Iterator[float]]
-"""Greedy tokens after a prompt, as the times at which they came."""
+"""A function (prompt, number of new tokens) -> the times at which greedy tokens were generated."""
 
 START = time.perf_counter()
 
 
 def open_pipelines(model: Path, max_length: int, encoding: str) -> tuple[Generate, dict[str, Any]]:
+    """Loads a model in this package: its generator, and the times and sizes of its start."""
+    from architectures.decoder.model import DecoderModel
     from pipelines import PipelineConfig, SamplingParams, load_pipeline
     from pipelines.stages import NullStages
 
     stages = NullStages()
     config = PipelineConfig(model=str(model), max_length=max_length, max_batch_size=1, quantization_encoding=encoding)
     pipe = load_pipeline(config, stages)
+    assert isinstance(pipe.model, DecoderModel)
 
     def generate(prompt: list[int], num_new: int) -> Iterator[float]:
         for _ in pipe.stream(prompt, SamplingParams(max_new_tokens=num_new, ignore_eos=True)):
@@ -36,18 +39,19 @@ def open_pipelines(model: Path, max_length: int, encoding: str) -> tuple[Generat
 
     return generate, {
         "stages_s": {name: round(seconds, 2) for name, seconds in stages.timings},
-        "weights_mib": sum(num_bytes(weight) for weight in pipe.model.weights.values()) / 2**20,
+        "weights_mib": sum(map(num_bytes, pipe.model.weights.values())) / 2**20,
         "cache_mib": pipe.cache.memory_bytes / 2**20,
     }
 
 
 def num_bytes(weight: Any) -> int:
-    """Of an array or a Buffer."""
+    """Size of an array or a Buffer."""
     itemsize = weight.itemsize if isinstance(weight, np.ndarray) else weight.dtype.size_in_bytes
     return math.prod(weight.shape) * itemsize
 
 
 def open_transformers(model: Path, max_length: int, encoding: str) -> tuple[Generate, dict[str, Any]]:
+    """Loads a model in transformers, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -65,7 +69,7 @@ def open_transformers(model: Path, max_length: int, encoding: str) -> tuple[Gene
 
 
 def measure(generate: Generate, depth: int, num_new: int) -> dict[str, float]:
-    """A prompt of `depth` tokens and `num_new` after it."""
+    """Measures a prompt of `depth` tokens and `num_new` after it."""
     prompt = np.random.default_rng(depth).integers(10, 1000, depth).tolist()
     start = time.perf_counter()
     times = list(generate(prompt, num_new))
@@ -73,6 +77,7 @@ def measure(generate: Generate, depth: int, num_new: int) -> dict[str, float]:
 
 
 def main(system: str, model: str, max_length: str, encoding: str) -> None:
+    """Loads a system and answers the requests on standard input."""
     opened = {"pipelines": open_pipelines, "transformers": open_transformers}[system]
     generate, facts = opened(Path(model), int(max_length), encoding)
     first = next(generate([5, 6, 7, 8], 1))

@@ -1,4 +1,4 @@
-"""Drive a PipelineModel by hand: its inputs, one prefill step, then one token at a time.
+"""Drives a PipelineModel by hand: its inputs, one prefill step, then one token at a time.
 
 python examples/drive_model.py [MODEL]
 """
@@ -13,7 +13,8 @@ from pipelines.context import TextContext
 NUM_NEW = 20
 
 
-def main(model: str | None) -> None:
+def main(model: str | None = None) -> None:
+    """Completes a prompt with a model, without engine and sampler."""
     with load_pipeline(PipelineConfig(model=model)) as pipe:
         context = TextContext("by hand", pipe.tokenizer.encode("def read_lines(path):"))
         context.num_scheduled_tokens = len(context.tokens)
@@ -36,4 +37,4 @@ def main(model: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or [None])
+    main(*sys.argv[1:2])

@@ -1,4 +1,4 @@
-"""Complete prompts from Python: all at once, one as it is made, and the logits behind them.
+"""Completes prompts from Python: all at once, one as it is generated, and the logits of a prompt.
 
 python examples/generate.py [MODEL]
 """
@@ -10,7 +10,8 @@ import sys
 from pipelines import PipelineConfig, SamplingParams, load_pipeline
 
 
-def main(model: str | None) -> None:
+def main(model: str | None = None) -> None:
+    """Completes prompts with a model."""
     with load_pipeline(PipelineConfig(model=model)) as pipe:
         prompts = ["def read_lines(path):", "class Stack:\n    def push(self, item):"]
         for output in pipe.generate(prompts, SamplingParams(max_new_tokens=40, stop=("\n\n",))):
@@ -26,4 +27,4 @@ def main(model: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or [None])
+    main(*sys.argv[1:2])

@@ -14,14 +14,14 @@ from max.nn.kv_cache import KVCacheInputsPerDevice, padded_lut_cols
 from kv_cache.params import KVCacheParams, PageGroup
 
 StepInputs = dict[str, tuple[KVCacheInputsPerDevice[Buffer, Buffer], ...]]
-"""What one step takes: for each page group, one entry per device."""
+"""The cache inputs of one step: for each page group, an entry per device."""
 
 ALIGNMENT_BYTES = 64
 """A cache line, which is also the widest vector load."""
 
 
 def allocate_pages(group: PageGroup, num_pages: int, device: Device) -> Buffer:
-    """One device's zeroed pages, [num_pages, 2 (K and V), layers, page_size, heads of the device, head_dim]."""
+    """Zeroed pages of one device, [num_pages, 2 (K and V), layers, page_size, heads of the device, head_dim]."""
     shape = [num_pages, *group.max_params.shape_per_block]
     if device.is_host:
         return _untouched_zeros(shape, group.dtype)
@@ -29,7 +29,7 @@ def allocate_pages(group: PageGroup, num_pages: int, device: Device) -> Buffer:
 
 
 def _untouched_zeros(shape: Sequence[int], dtype: DType) -> Buffer:
-    """Zeros in host memory that costs nothing until it is written: numpy's come from the system as they are."""
+    """Zeros in host memory that takes no space until it is written: numpy gets them zeroed from the system."""
     size_bytes = math.prod(shape) * dtype.size_in_bytes
     memory = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
@@ -37,7 +37,7 @@ def _untouched_zeros(shape: Sequence[int], dtype: DType) -> Buffer:
 
 
 def lookup_table(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.uint32]:
-    """The page numbers of each row, [rows, at least the longest table], padded with zeros that no row reads."""
+    """Page numbers of each row, [rows, at least the longest table], padded with zeros that no row reads."""
     lookup = np.zeros((len(tables), padded_lut_cols(max(map(len, tables)))), np.uint32)
     for row, pages in zip(lookup, tables, strict=True):
         row[: len(pages)] = pages
@@ -51,9 +51,14 @@ def group_inputs(
     num_cached: npt.NDArray[np.uint32],
     num_new: npt.NDArray[np.uint32],
 ) -> tuple[KVCacheInputsPerDevice[Buffer, Buffer], ...]:
-    """One group's inputs, an entry per device.
+    """The inputs of one group, an entry per device.
 
-    pages, lookup_tables: one per device. num_cached, num_new [rows]: tokens in the table before and in this step.
+    Args:
+        group: The page group.
+        pages: Its page memory, one buffer per device.
+        lookup_tables: The page numbers of each row, one table per device.
+        num_cached: [rows] tokens of each row's table that were computed before this step.
+        num_new: [rows] tokens that this step computes.
     """
     max_new, max_cached = int(num_new.max()), int((num_cached + num_new).max())
     key = group.max_params.resolve_attn_key(len(num_new), max_new, max_cached)
@@ -76,9 +81,12 @@ def advance(
     params: KVCacheParams,
     row_lengths: Sequence[int],
 ) -> StepInputs:
-    """The inputs of the step after this one, of one token a row, over the same tables.
+    """The inputs of the step after this one, of one token per row, over the same tables.
 
-    row_lengths: tokens of each row in this step. The tables must already reach one token further.
+    Args:
+        inputs: Those of this step; the tables must already reach one token further.
+        params: The page groups.
+        row_lengths: Tokens of each row in this step.
     """
     computed, one = np.array(row_lengths, np.uint32), np.ones(len(row_lengths), np.uint32)
     return {

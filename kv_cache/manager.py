@@ -21,7 +21,7 @@ from kv_cache.params import KVCacheParams, PageGroup
 class RequestPages:
     """The pages of one request: a table for each group.
 
-    num_computed_tokens: tokens whose keys and values are in the pages; the one count of how far the request is.
+    num_computed_tokens: tokens whose keys and values are in the pages; the only count of a request's progress.
     num_hashed_pages: leading pages that can be found by their content.
     """
 
@@ -34,10 +34,10 @@ class KVCacheManager:
     """Page pools on devices, and a page table for each request and group.
 
     A step is: `allocate` for each row, `runtime_inputs` for all of them, the model, `commit` for each row.
-    num_pages: by group name. With prefix caching, full pages are found again by their content.
+    num_pages: by group name. enable_prefix_caching: full pages are found again by their content.
 
     Raises:
-        ValueError: A group without pages, or not the number of devices that the parameters were made for.
+        ValueError: A group has no pages, or the number of devices is not that of the parameters.
     """
 
     def __init__(
@@ -59,25 +59,25 @@ class KVCacheManager:
 
     @property
     def num_requests(self) -> int:
-        """Requests that hold pages."""
+        """Number of requests that hold pages."""
         return len(self._open)
 
     @property
     def usage(self) -> float:
-        """The part of the pages that requests hold, 0 to 1, in the group where it is largest."""
+        """Share of the pages that requests hold, 0 to 1, in the group where it is largest."""
         return max(1 - pool.num_free / pool.num_pages for pool in self._pools.values())
 
     @property
     def memory_bytes(self) -> int:
-        """All pages on all devices."""
+        """Bytes of all pages on all devices."""
         return sum(self._pools[group.name].num_pages * group.page_bytes for group in self.params.groups)
 
     def num_free(self, group: str) -> int:
-        """Pages of the group that can be taken, those kept for their content included."""
+        """Number of pages of the group that can be taken, those kept for their content included."""
         return self._pools[group].num_free
 
     def capacity_tokens(self, max_step_tokens: int) -> int:
-        """The longest request that is sure to fit when alone; sys.maxsize if all layers slide."""
+        """Length of the longest request that is sure to fit when it is alone; sys.maxsize if all layers slide."""
         return min(self._capacity(group, max_step_tokens) for group in self.params.groups)
 
     def _capacity(self, group: PageGroup, max_step_tokens: int) -> int:
@@ -88,8 +88,9 @@ class KVCacheManager:
     def open(self, page_hashes: Sequence[bytes] = (), num_tokens: int = 0) -> RequestPages:
         """Registers a request, with as many of its pages as others left in the cache.
 
-        page_hashes: those of its whole pages, in order (`PageHashes`). num_tokens: of the request; the last one is left
-        to compute, for its logits.
+        Args:
+            page_hashes: Hashes of its whole pages, in order (`PageHashes`).
+            num_tokens: Tokens of the request; the last one is left to compute, for its logits.
         """
         page_size = self.params.page_size
         candidates = page_hashes[: max(0, num_tokens - 1) // page_size] if self.enable_prefix_caching else ()
@@ -104,7 +105,7 @@ class KVCacheManager:
         return pages
 
     def _num_resident(self, page_hashes: Sequence[bytes]) -> int:
-        """The longest prefix, in pages, from which every group can go on; a sliding one needs its last window only."""
+        """Longest prefix, in pages, from which every group can go on; a sliding one needs its last window only."""
         longest = len(page_hashes)
         for group in self.params.groups:
             if group.window is None:
@@ -117,14 +118,16 @@ class KVCacheManager:
         )
 
     def _has_window(self, group: PageGroup, page_hashes: Sequence[bytes]) -> bool:
-        """Whether what a token after these pages sees of them is resident."""
+        """Whether the part of these pages that the next token sees is resident."""
         num_skipped_pages = group.num_skipped_pages(len(page_hashes) * group.page_size)
         return all(page_hash in self._pools[group.name] for page_hash in page_hashes[num_skipped_pages:])
 
     def can_allocate(self, wanted: Sequence[tuple[RequestPages, int]], max_step_tokens: int) -> bool:
-        """Whether the free pages let each of these requests come to its number of tokens, all together.
+        """Whether the free pages suffice for all of these requests together, each with its number of tokens.
 
-        max_step_tokens: the most that a step adds to one of them.
+        Args:
+            wanted: Pages of each request, and the tokens that it will have.
+            max_step_tokens: The most tokens that a step adds to one of them.
         """
         return all(
             sum(
@@ -136,7 +139,10 @@ class KVCacheManager:
         )
 
     def allocate(self, pages: RequestPages, num_new: int) -> bool:
-        """Makes room for `num_new` more tokens, in all groups or in none; pages that left the window go back first."""
+        """Makes room for `num_new` more tokens, in all groups or in none; False if pages are lacking.
+
+        Pages that left the window are freed first, in either case.
+        """
         missing = {}
         for group in self.params.groups:
             table, pool = pages.tables[group.name], self._pools[group.name]
@@ -149,12 +155,15 @@ class KVCacheManager:
         return True
 
     def commit(self, pages: RequestPages, num_new: int, page_hashes: Sequence[bytes] = ()) -> None:
-        """Counts tokens that have been written after those that were there.
+        """Counts the tokens that a step has written.
 
-        page_hashes: of the request's whole pages; those that are now full can be found by them, with prefix caching.
+        Args:
+            pages: The request.
+            num_new: Tokens that were written.
+            page_hashes: Hashes of the request's whole pages: with prefix caching, full pages are found by them.
 
         Raises:
-            ValueError: There was no room for so many.
+            ValueError: The request has no room for so many.
         """
         self._require_room(pages, num_new)
         pages.num_computed_tokens += num_new
@@ -166,7 +175,7 @@ class KVCacheManager:
             pages.num_hashed_pages = max(pages.num_hashed_pages, num_full)
 
     def release(self, pages: RequestPages) -> None:
-        """Forgets a request and takes its pages back; their content may still be found by its hash."""
+        """Unregisters a request and frees its pages; their content may still be found by its hash."""
         del self._open[pages]
         for name, table in pages.tables.items():
             self._pools[name].release(table.pages)
@@ -174,11 +183,14 @@ class KVCacheManager:
     def runtime_inputs(self, rows: Sequence[RequestPages], num_new: Sequence[int]) -> StepInputs:
         """The inputs of the next step, for at least one row.
 
-        num_new: tokens that each row computes, for which `allocate` made room. Lengths count from the first page that
-        a group keeps: masks depend on distances alone.
+        Lengths count from the first page that a group keeps: masks depend on distances alone.
+
+        Args:
+            rows: The pages of each row.
+            num_new: Tokens that each row computes, for which `allocate` made room.
 
         Raises:
-            ValueError: A row without room.
+            ValueError: A row has no room.
         """
         for pages, count in zip(rows, num_new, strict=True):
             self._require_room(pages, count)
@@ -201,7 +213,11 @@ class KVCacheManager:
             raise ValueError(f"the request has allocated room for {room} tokens, not {num_new}")
 
     def check(self) -> None:
-        """Raises AssertionError, naming the broken invariant, unless the books are right."""
+        """Checks the invariants of pools and tables.
+
+        Raises:
+            AssertionError: An invariant does not hold; the message names it.
+        """
         for group in self.params.groups:
             self._pools[group.name].check([pages.tables[group.name].pages for pages in self._open])
             for number, pages in enumerate(self._open):

@@ -1,4 +1,4 @@
-"""Pages of one group: who holds them, what they contain, which may be taken. Numbers only, no memory."""
+"""Pages of one group: their holders, their content, those that may be taken. Numbers only, no memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ class PageTable:
         return self.num_skipped_pages + len(self.pages)
 
     def page_at(self, position: int) -> int:
-        """The page that holds the tokens from position * page_size on."""
+        """The page that holds the tokens from position * page_size on.
+
+        Raises:
+            IndexError: The page left the window.
+        """
         if position < self.num_skipped_pages:
             raise IndexError(f"page {position} left the window; the first one kept is {self.num_skipped_pages}")
         return self.pages[position - self.num_skipped_pages]
@@ -41,9 +45,12 @@ class PageTable:
 class PagePool:
     """Free and used pages, with their reference counts and content hashes.
 
-    A free page keeps its hash, and can be shared again, until it is allocated for something else. Pages without one
+    A free page keeps its hash, and can be shared again, until it is allocated for something else. Pages without a hash
     are taken first, the latest freed before all others, so that memory never touched stays so; then the hashed ones,
     the longest unused first.
+
+    Raises:
+        ValueError: num_pages is less than 1.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -56,11 +63,12 @@ class PagePool:
 
     @property
     def num_pages(self) -> int:
+        """Number of all pages."""
         return len(self._num_references)
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody holds, whether or not their content may still be shared."""
+        """Number of pages that no table holds, whether or not their content may still be shared."""
         return len(self._free)
 
     def __contains__(self, page_hash: bytes) -> bool:
@@ -72,7 +80,7 @@ class PagePool:
         return self._page_hashes[page]
 
     def allocate(self, count: int) -> list[int] | None:
-        """Takes `count` pages, whose content is forgotten; None, and nothing taken, if so many are not free."""
+        """Takes `count` pages and drops their content; None, and nothing is taken, if too few are free."""
         if count > self.num_free:
             return None
         pages = [self._free.popitem(last=False)[0] for _ in range(count)]
@@ -84,24 +92,36 @@ class PagePool:
         return pages
 
     def share(self, page_hash: bytes) -> int:
-        """Takes the page that has this content; KeyError if it is not resident."""
+        """Takes the page that has this content.
+
+        Raises:
+            KeyError: No such page is resident.
+        """
         page = self._page_of[page_hash]
         self._free.pop(page, None)
         self._num_references[page] += 1
         return page
 
     def release(self, pages: Sequence[int]) -> None:
-        """Gives back one reference to each page, tail first: the beginning of a prompt outlives its end."""
+        """Gives back one reference to each page, tail first: the beginning of a prompt outlives its end.
+
+        Raises:
+            ValueError: No table holds the page.
+        """
         for page in reversed(pages):
             if self._num_references[page] < 1:
-                raise ValueError(f"page {page} is released but nobody holds it")
+                raise ValueError(f"page {page} is released, but no table holds it")
             self._num_references[page] -= 1
             if self._num_references[page] == 0:
                 self._free[page] = None
                 self._free.move_to_end(page, last=self._page_hashes[page] is not None)
 
     def set_page_hash(self, page: int, page_hash: bytes) -> None:
-        """Makes a full page findable by its content; when another page already is, this one stays private."""
+        """Makes a full page findable by its content; if another page with it already is, this one stays private.
+
+        Raises:
+            ValueError: The page has a hash.
+        """
         if self._page_hashes[page] is not None:
             raise ValueError(f"the content hash of page {page} is set twice")
         if page_hash not in self._page_of:
@@ -109,7 +129,11 @@ class PagePool:
             self._page_of[page_hash] = page
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raises AssertionError, naming the broken invariant, unless exactly these tables hold the pages."""
+        """Checks that exactly these tables hold the pages, and that hashes lead to their pages.
+
+        Raises:
+            AssertionError: An invariant does not hold; the message names it.
+        """
         holders = Counter(page for table in tables for page in table)
         for page, num_references in enumerate(self._num_references):
             page_hash = self._page_hashes[page]
@@ -123,16 +147,20 @@ class PagePool:
 
 
 def require(condition: bool, message: str) -> None:
-    """An assertion that python -O keeps."""
+    """Asserts a condition, under python -O too.
+
+    Raises:
+        AssertionError: The condition is false.
+    """
     if not condition:
         raise AssertionError(message)
 
 
 class PageHashes:
-    """The content hashes of a token sequence's whole pages, made once as the tokens come.
+    """The content hashes of a token sequence's whole pages, computed once as tokens are added.
 
     A page's hash covers the tokens in it and, through its parent's, all before it. cache_salt: the root of the chain;
-    sequences with different salts share nothing. hashes: one a whole page.
+    sequences with different salts share nothing. hashes: one for each whole page.
     """
 
     def __init__(self, page_size: int, cache_salt: bytes = b"") -> None:
@@ -143,11 +171,11 @@ class PageHashes:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that have been hashed or wait for their page to be whole."""
+        """Number of tokens added, those included that wait for their page to be whole."""
         return len(self.hashes) * self.page_size + len(self._tail)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Adds the next tokens of the sequence, or what stands for them where contents are compared."""
+        """Adds the next tokens of the sequence, or the hash keys that replace them (`ImageSpan.hash_keys`)."""
         self._tail.extend(tokens)
         content, page_size = memoryview(self._tail), self.page_size
         for start in range(0, len(self._tail) - page_size + 1, page_size):

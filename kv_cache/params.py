@@ -1,4 +1,4 @@
-"""Which layers keep keys and values, for how long, and in what shape."""
+"""Page groups: the layers that share page tables, the tokens that they keep, and the shape of their pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PageGroup:
     page_size: tokens of a page, which holds keys and values of all the group's layers.
 
     Raises:
-        ValueError: A number that no cache can have, or heads that can't be spread over the devices.
+        ValueError: A size is out of range, or the heads can't be split over the devices.
     """
 
     name: str
@@ -43,11 +43,11 @@ class PageGroup:
                 raise ValueError(f"{name} of page group '{self.name}' is {count}; it must be at least 1")
         if self.page_size < 1 or self.page_size % 128:  # the attention kernels load whole tiles of a page
             raise ValueError(f"page_size of page group '{self.name}' is {self.page_size}, not a multiple of 128")
-        _ = self.max_params  # which checks the heads
+        _ = self.max_params  # MAX checks the heads
 
     @cached_property
     def max_params(self) -> MHAKVCacheParams:
-        """The same group in MAX's terms, as the attention kernels take it."""
+        """The same group as MAX's attention kernels take it."""
         return MHAKVCacheParams(
             dtype=self.dtype,
             head_dim=self.head_dim,
@@ -60,19 +60,19 @@ class PageGroup:
 
     @property
     def page_bytes(self) -> int:
-        """One page: all layers, all devices together."""
+        """Bytes of one page: all layers, all devices together."""
         return int(self.max_params.bytes_per_block)
 
     def num_pages(self, num_tokens: int) -> int:
-        """Pages that so many tokens fill or begin."""
+        """Number of pages that `num_tokens` tokens fill or begin."""
         return -(-num_tokens // self.page_size)
 
     def num_skipped_pages(self, num_cached: int) -> int:
-        """Leading pages that no token after the first `num_cached` sees: position q sees those above q - window."""
+        """Number of leading pages that no token after the first `num_cached` sees: position q sees above q - window."""
         return 0 if self.window is None else max(0, num_cached - (self.window - 1)) // self.page_size
 
     def max_pages(self, num_tokens: int, max_step_tokens: int) -> int:
-        """The most pages that one request of `num_tokens` ever holds, in steps of at most `max_step_tokens`."""
+        """Most pages that one request of `num_tokens` ever holds, in steps of at most `max_step_tokens`."""
         whole = self.num_pages(num_tokens)
         if self.window is None:
             return whole
@@ -82,10 +82,10 @@ class PageGroup:
 
 @dataclass(frozen=True)
 class KVCacheParams:
-    """All page groups of a model: one for each kind of attention layer.
+    """All page groups of a model: one for each layer type.
 
     Raises:
-        ValueError: No group, a name twice, or groups that differ in page size or devices.
+        ValueError: There is no group, a name occurs twice, or groups differ in page size or devices.
     """
 
     groups: tuple[PageGroup, ...]
@@ -109,7 +109,11 @@ class KVCacheParams:
         return self.groups[0].devices
 
     def group(self, name: str) -> PageGroup:
-        """The group of this name; KeyError if there is none."""
+        """The group of this name.
+
+        Raises:
+            KeyError: There is none.
+        """
         return {group.name: group for group in self.groups}[name]
 
     def symbolic_inputs(self) -> dict[str, tuple[KVCacheInputsPerDevice[TensorType, BufferType], ...]]:

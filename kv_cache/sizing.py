@@ -1,4 +1,4 @@
-"""How many pages a model gets: what the request limits need, within what memory allows."""
+"""The size of a cache: the pages that the limits of requests need, within the memory that there is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kv_cache.params import KVCacheParams, PageGroup
 class CachePlan:
     """The size of a cache.
 
-    num_pages: by group. bytes: all pages on all devices. num_tokens: what fits into the layers that keep everything
-    (into the smallest group, if all slide). max_length: tokens that a request may have.
+    num_pages: by group. bytes: of all pages on all devices. num_tokens: tokens that fit into the layers that keep all
+    tokens (into the smallest group, if all slide). max_length: tokens that a request may have.
     """
 
     num_pages: dict[str, int]
@@ -23,7 +23,7 @@ class CachePlan:
     max_length: int
 
     def describe(self, params: KVCacheParams) -> str:
-        """One line: tokens and memory, then each group's part. The parts add up to the whole as printed."""
+        """Formats the plan as one line: tokens and memory, then each group's part. The printed parts add up."""
         sizes_mib = {g.name: round(self.num_pages[g.name] * g.page_bytes / 2**20, 1) for g in params.groups}
         parts = [f"{_describe_group(group)} {sizes_mib[group.name]:,.1f} MiB" for group in params.groups]
         total_mib = sum(sizes_mib.values())
@@ -41,10 +41,17 @@ def plan_cache(
     share: float = 0.5,
     may_shorten: bool = False,
 ) -> CachePlan:
-    """Pages for `max_batch_size` requests of `max_length` tokens, or for as many as memory allows.
+    """Plans pages for `max_batch_size` requests of `max_length` tokens, or for as many as memory allows.
 
-    memory_bytes: what the cache may take; None: `share` of available_bytes. max_step_tokens: the most that a step adds
-    to a request. may_shorten: max_length is only a wish, and becomes what fits once.
+    Args:
+        params: The page groups.
+        max_length: Tokens that a request may have.
+        max_batch_size: Requests that run at once.
+        max_step_tokens: The most tokens that a step adds to a request.
+        memory_bytes: Memory of the cache; None: `share` of available_bytes.
+        available_bytes: Free memory.
+        share: The part of the free memory that the cache may take.
+        may_shorten: Whether max_length may become shorter, so that one request fits.
 
     Raises:
         ValueError: Not even one request of max_length fits (with may_shorten: of one page).
@@ -63,7 +70,7 @@ def plan_cache(
 
 
 def format_bytes(num_bytes: int) -> str:
-    """A size for people, like '1.5 GiB'."""
+    """Formats a size for people, like '1.5 GiB'."""
     units = ("bytes", "KiB", "MiB", "GiB", "TiB")
     power = min(max(0, num_bytes.bit_length() - 1) // 10, len(units) - 1)
     return f"{num_bytes / 1024**power:.4g} {units[power]}"
@@ -83,14 +90,14 @@ def _bytes(params: KVCacheParams, num_pages: Mapping[str, int]) -> int:
 
 
 def _longest_fitting(params: KVCacheParams, max_length: int, max_step_tokens: int, bound: int) -> int:
-    """The longest request below max_length, in whole pages, that fits alone; 0 if none does."""
+    """Tokens of the longest request below max_length, in whole pages, that fits alone; 0 if none does."""
     lengths = range(params.page_size, max_length, params.page_size)
     sizes = [_bytes(params, _request_pages(params, length, max_step_tokens)) for length in lengths]
     return bisect_right(sizes, bound) * params.page_size
 
 
 def _scale(params: KVCacheParams, one: Mapping[str, int], max_batch_size: int, bound: int) -> dict[str, int]:
-    """The pages of one request, and of the others in all groups the same part: all of it, if that is within bound."""
+    """Pages of one request, and the same share of the others' in all groups: all of them, if within the bound."""
     one_bytes = _bytes(params, one)
     others_bytes = one_bytes * (max_batch_size - 1)
     room = min(others_bytes, bound - one_bytes)
@@ -98,9 +105,11 @@ def _scale(params: KVCacheParams, one: Mapping[str, int], max_batch_size: int, b
 
 
 def _too_small(max_length: int, fitting: int, needed: int, bound: int, is_set: bool) -> str:
-    limit = "--kv-cache-memory allows" if is_set else "its share of the free memory is"
-    advice = f" or set --max-length to at most {fitting}" if fitting else ""
+    option = "kv_cache_memory (--kv-cache-memory)"
+    share = ("its share of the free memory is", f"set {option}")
+    limit, remedy = (f"{option} allows", "raise it") if is_set else share
+    advice = f" or set max_length (--max-length) to at most {fitting}" if fitting else ""
     return (
         f"one request of {max_length} tokens needs {format_bytes(needed)} of KV cache, "
-        f"but {limit} {format_bytes(bound)}: give it more with --kv-cache-memory{advice}"
+        f"but {limit} {format_bytes(bound)}: {remedy}{advice}"
     )

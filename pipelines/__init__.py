@@ -39,7 +39,7 @@ MODULES = {"load_image": "pipelines.media.images", "load_pipeline": "pipelines.l
 
 
 def __getattr__(name: str) -> Any:
-    """What needs MAX is imported when it is first asked for: `pipelines --help` must not wait for it."""
+    """Imports names that need MAX when they are first used: `pipelines --help` must not wait for MAX."""
     if name not in __all__:
         raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
     module = import_module(MODULES.get(name, "pipelines.text_generation"))

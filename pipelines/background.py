@@ -1,4 +1,4 @@
-"""One call beside another."""
+"""Calls in the background."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _Result = TypeVar("_Result")
 
 
 def in_background(call: Callable[[], _Result]) -> Future[_Result]:
-    """The future result of a call in a thread of its own.
+    """Starts a call in a thread of its own and returns its future result.
 
-    The thread is a daemon: unlike an executor's, it does not keep a program that is interrupted from ending.
+    The thread is a daemon: unlike an executor's, it does not keep an interrupted program from ending.
     """
     future: Future[_Result] = Future()
 

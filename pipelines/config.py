@@ -1,4 +1,4 @@
-"""The run: which model, on what, how large. Nothing here is read from the checkpoint."""
+"""The configuration of a run: model, devices, limits. Nothing here is read from the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from max.graph import DeviceRef
 
 AUTO = "auto"
-"""The encoding and the sampling defaults that the checkpoint itself names."""
+"""Value of settings that the checkpoint decides: the encoding, the sampling defaults."""
 GENERATION_CONFIGS = (AUTO, "none")
 MAX_STEP_TOKENS = {"cpu": 512, "gpu": 2048}
 UNITS = {"B": 1}
@@ -25,27 +25,28 @@ for power, prefix in enumerate("KMGT", 1):
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """One run of one model.
+    """The configuration of one run of one model.
 
-    Raises InputError for a value that no run can have; what the model can't do is found when it is loaded.
+    Raises:
+        InputError: No run can have this value. Values that the model can't have are found when it is loaded.
     """
 
     model: str | None = None  # a folder or a hub id; None: the demo model that comes with the package
     revision: str | None = None
     devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"
     quantization_encoding: str = AUTO
-    max_length: int | None = None  # tokens of prompt and answer; None: what the model allows and memory holds
+    max_length: int | None = None  # tokens of prompt and output; None: the model's limit, or what fits in memory
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
-    kv_cache_memory: int | None = None  # bytes; None: what the requests need, within a share of what is free
+    kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
     enable_prefix_caching: bool = False
-    generation_config: str = AUTO  # whose sampling defaults count: the checkpoint's, or "none"
+    generation_config: str = AUTO  # the source of sampling defaults: the checkpoint's generation_config.json, or "none"
     custom_architectures: tuple[str, ...] = ()  # "module" or "module:attribute"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.model is not None:
-            object.__setattr__(self, "model", os.fspath(self.model))  # a Path is welcome
+            object.__setattr__(self, "model", os.fspath(self.model))  # it may be a Path
         _parse_devices(self.devices)
         if self.quantization_encoding not in (AUTO, *ENCODINGS):
             choices = ", ".join((AUTO, *ENCODINGS))
@@ -53,10 +54,10 @@ class PipelineConfig:
         if self.generation_config not in GENERATION_CONFIGS:
             choices = " or ".join(GENERATION_CONFIGS)
             raise InputError(f"generation_config is '{self.generation_config}': choose {choices}")
-        _check_int("max_length", self.max_length, 1, 2**24)
-        _check_int("max_batch_size", self.max_batch_size, 1, 4096, optional=False)
+        _check_int("max_length (--max-length)", self.max_length, 1, 2**24)
+        _check_int("max_batch_size (--max-batch-size)", self.max_batch_size, 1, 4096, optional=False)
         _check_int("max_batch_tokens", self.max_batch_tokens, 1, 2**20)
-        _check_int("kv_cache_memory", self.kv_cache_memory, 1, 2**50)
+        _check_int("kv_cache_memory (--kv-cache-memory)", self.kv_cache_memory, 1, 2**50)
         if isinstance(self.custom_architectures, str):
             raise InputError(f"custom_architectures is '{self.custom_architectures}': give a tuple of names")
         object.__setattr__(self, "custom_architectures", tuple(self.custom_architectures))
@@ -68,7 +69,7 @@ class PipelineConfig:
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:
-        """The kind of all devices of the run."""
+        """The device kind of the run: all its devices are of one kind."""
         return "gpu" if _parse_devices(self.devices) else "cpu"
 
     @property
@@ -80,14 +81,15 @@ class PipelineConfig:
 
     @property
     def max_step_tokens(self) -> int:
-        """The token budget of one step: unless it was set, every running request can have one."""
+        """The token budget of one step; unless it is set, large enough for one token of each running request."""
         return self.max_batch_tokens or max(MAX_STEP_TOKENS[self.device_kind], self.max_batch_size)
 
 
 def open_devices(config: PipelineConfig) -> list[Device]:
-    """Open the devices of a run.
+    """Opens the devices of a run.
 
-    Raises InputError if a GPU is asked for that is not there.
+    Raises:
+        InputError: The machine lacks one of the GPUs.
     """
     from max.driver import CPU, Accelerator, accelerator_count
 
@@ -96,17 +98,18 @@ def open_devices(config: PipelineConfig) -> list[Device]:
         return [CPU()]
     num_found = accelerator_count()
     if not num_found:
-        raise InputError(f"no GPU found for devices '{config.devices}': run with devices 'cpu'")
+        raise InputError(f"no GPU found for devices (--devices) '{config.devices}': use 'cpu'")
     if max(numbers) >= num_found:
         found = ", ".join(f"gpu:{number}" for number in range(num_found))
-        raise InputError(f"no GPU {max(numbers)} found for devices '{config.devices}': there is {found}")
+        raise InputError(f"no GPU {max(numbers)} found for devices (--devices) '{config.devices}': there is {found}")
     return [Accelerator(number) for number in numbers]
 
 
 def parse_memory(text: str) -> int:
-    """Bytes from "2GiB", "0.5 GiB" or "512MB"; a number alone is bytes.
+    """Parses an amount of memory to bytes: "2GiB", "0.5 GiB" or "512MB"; a number alone is bytes.
 
-    Raises InputError for anything else.
+    Raises:
+        InputError: The text is anything else.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip(), re.IGNORECASE | re.ASCII)
     factor = UNITS.get((match[2] or "B").upper()) if match else None
@@ -117,17 +120,17 @@ def parse_memory(text: str) -> int:
 
 
 def _parse_devices(devices: str) -> list[int]:
-    """GPU numbers, in the order given; none for the CPU."""
+    """Parses the GPU numbers, in the order given; none for the CPU."""
     if devices == "cpu":
         return []
     if devices == "gpu":
         return [0]
     match = re.fullmatch(r"gpu:(\d{1,3}(?:,\d{1,3})*)", devices, re.ASCII) if isinstance(devices, str) else None
     if match is None:
-        raise InputError(f"devices is '{devices}': write cpu, gpu, or gpu:0,1 with the GPUs' numbers")
+        raise InputError(f"devices (--devices) is '{devices}': write cpu, gpu, or gpu:0,1 with the GPUs' numbers")
     numbers = [int(number) for number in match[1].split(",")]
     if len(set(numbers)) < len(numbers):
-        raise InputError(f"devices is '{devices}': each GPU can be named once")
+        raise InputError(f"devices (--devices) is '{devices}': name each GPU once")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""One request: its tokens, how far it is, what it wants of a step, and how it ended."""
+"""The state of one request: its tokens, its progress, its consumer of logits, and its end."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 class ImageSpan:
     """An image in a prompt: the positions start to end of its tokens, which are computed in one step.
 
-    pixel_values: as the model's processor made them; the model drops them once it has computed `features`, which it
-    keeps in whatever form it likes. image_hash: 32 bytes that tell the image from every other.
+    pixel_values: as the model's processor made them; None once the model has computed `features`, whose form is the
+    model's own. image_hash: 32 bytes that identify the content.
     """
 
     start: int
@@ -45,7 +45,7 @@ class ImageSpan:
 class TextChunk:
     """The output of one step of a request; text may lag behind the tokens while a character is incomplete.
 
-    finish_reason: of the last one. error: the exception behind the finish reason "error".
+    finish_reason: set in the last chunk. error: the exception behind the finish reason "error".
     """
 
     text: str
@@ -57,14 +57,15 @@ class TextChunk:
 
 @dataclass(eq=False)
 class TextContext:
-    """One request, from its submission to its end. The scheduler holds it, and a step's plan lists it.
+    """The one object of a request, from submission to end. The scheduler holds it, and a step's plan lists it.
 
     tokens: the prompt and the output. consumer: takes the logits of each step; None for a context that is driven by
-    hand. max_chunk_tokens: the most that one step computes of it; None: as many as fit. images: those of the prompt, in
-    order. pages: its part of the KV cache while it runs, which counts the computed tokens. page_hashes: those of its
-    tokens, where prefixes are reused. num_scheduled_tokens: of the step that is planned. chunks: output that nobody has
-    read yet. finish_reason: None until it ends; error: the exception that ended it, if one did. arrival: its place in
-    the order of submission.
+    hand. images: those of the prompt, in order. max_chunk_tokens: the most tokens of it that one step computes; None:
+    as many as fit. pages: its part of the KV cache while it runs, which counts the computed tokens. page_hashes: hashes
+    of its full pages; None: no prefix is reused. num_scheduled_tokens: tokens of it that the planned step computes.
+    num_cached_tokens: tokens of its prompt that the cache had when it first ran; None: it has not run yet.
+    chunks: output that has not been read yet. finish_reason: None until the request ends. error: the exception that
+    ended it, if one did. arrival: its place in the order of submission.
     """
 
     request_id: str
@@ -76,10 +77,10 @@ class TextContext:
     pages: RequestPages | None = None
     page_hashes: PageHashes | None = None
     num_scheduled_tokens: int = 0
+    num_cached_tokens: int | None = None
     chunks: deque[TextChunk] = field(default_factory=deque)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
-    is_cancelled: bool = False
     arrival: int = 0
     num_prompt_tokens: int = field(init=False)
 
@@ -89,22 +90,22 @@ class TextContext:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the request has ended: no more chunks will be added."""
         return self.finish_reason is not None
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens whose keys and values are in the cache."""
+        """Number of tokens whose keys and values are in the cache."""
         return 0 if self.pages is None else self.pages.num_computed_tokens
 
     @property
     def num_remaining_tokens(self) -> int:
-        """Tokens not yet computed."""
+        """Number of tokens not yet computed."""
         return len(self.tokens) - self.num_computed_tokens
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens that were generated."""
+        """Number of tokens that were generated."""
         return len(self.tokens) - self.num_prompt_tokens
 
     @property
@@ -114,13 +115,18 @@ class TextContext:
 
     @property
     def next_image(self) -> ImageSpan | None:
-        """The image whose tokens are next, if it is not text."""
+        """The image whose tokens are computed next; None if text is next."""
         done = self.num_computed_tokens
         return next((image for image in self.images if image.start <= done < image.end), None)
 
     @property
+    def is_at_image(self) -> bool:
+        """Whether the next step computes an image, and not text."""
+        return self.next_image is not None
+
+    @property
     def num_ready_tokens(self) -> int:
-        """Tokens that the next step may compute: text up to the next image, or an image to its end."""
+        """Number of tokens that the next step may compute: text up to the next image, or an image to its end."""
         done = self.num_computed_tokens
         if (image := self.next_image) is not None:
             return image.end - done
@@ -128,12 +134,12 @@ class TextContext:
         return min(end - done, self.max_chunk_tokens or end)
 
     def update_page_hashes(self) -> None:
-        """Hashes the pages that tokens have filled since the last call."""
+        """Hashes the pages that have become full since the last call."""
         if self.page_hashes is not None:
             self.page_hashes.extend(self._hash_keys(self.page_hashes.num_tokens, len(self.tokens)))
 
     def _hash_keys(self, start: int, end: int) -> list[int]:
-        """The tokens start to end, in which an image's are replaced by what tells it from other images."""
+        """The tokens start to end, with the tokens of images replaced by their hash keys."""
         keys = self.tokens[start:end]
         for image in self.images:
             first, last = max(start, image.start), min(end, image.end)
@@ -142,7 +148,7 @@ class TextContext:
         return keys
 
     def max_total_tokens(self, max_length: int) -> int:
-        """The most tokens that prompt and output have together, where the model allows `max_length`."""
+        """Most tokens that prompt and output can have together, within the model's `max_length`."""
         if self.params.max_new_tokens is None:
             return max_length
         return min(max_length, self.num_prompt_tokens + self.params.max_new_tokens)
@@ -150,13 +156,13 @@ class TextContext:
     def finish_reason_after(
         self, token: int, eos_token_ids: Collection[int], max_length: int
     ) -> Literal["stop", "length"] | None:
-        """Why the request ends with `token`, the last one appended; None: it goes on."""
+        """Returns the reason if the request ends with `token`, the last one appended; None if it continues."""
         if self.num_output_tokens > self.params.min_tokens and token in self.params.stop_ids(eos_token_ids):
             return "stop"
         return "length" if len(self.tokens) >= self.max_total_tokens(max_length) else None
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
-        """Ends the request and drops what only its computation needed; its output stays."""
+        """Ends the request and frees the pixels and features of its images; its output stays."""
         self.finish_reason, self.error = reason, error
         for image in self.images:
             image.pixel_values = image.features = None

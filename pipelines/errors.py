@@ -1,4 +1,4 @@
-"""The one exception that users meet."""
+"""The exception for input that can't be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used: one line that names it and says what to do.
+    """Input that can't be used. The message is one line that names the input and says what to do.
 
     The command line prints it and exits with code 2.
     """
@@ -18,7 +18,11 @@ class InputError(ValueError):
 
 @contextmanager
 def naming_prompt(number: int, num_prompts: int) -> Iterator[None]:
-    """Makes an InputError about one of several prompts say which, counted from 1."""
+    """Puts the number of the prompt, counted from 1, in front of an InputError about one of several prompts.
+
+    Raises:
+        InputError: That of the block, with the number if there are several prompts.
+    """
     try:
         yield
     except InputError as error:

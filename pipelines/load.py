@@ -1,4 +1,4 @@
-"""From a configuration to a pipeline that is ready to run."""
+"""Loading of a pipeline: from a configuration to one that is ready to run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ def load_pipeline(
 ) -> TextGenerationPipeline:
     """Loads the model that `config` names: its checkpoint, its compiled graph, its cache.
 
-    stages: is told what is being waited for. warm_up: compile all graphs of the model; otherwise those for images, say,
-    are compiled when the first request that needs them is submitted.
+    Args:
+        config: The run.
+        stages: Receives reports about the stages.
+        warm_up: Whether to compile all graphs of the model; otherwise those for images, for example, are compiled when
+            the first request that needs them is submitted.
 
     Raises:
-        InputError: Something in the configuration or the checkpoint can't be used; one line says what to do.
+        InputError: The configuration or the checkpoint can't be used; the message is one line with the remedy.
     """
     pipe = prepare_pipeline(config, stages).load()
     if warm_up:
@@ -45,9 +48,9 @@ def load_pipeline(
 
 @dataclass(frozen=True)
 class PreparedPipeline:
-    """A run whose checkpoint has been opened and whose cache has been sized: nothing is compiled yet.
+    """A run with an open checkpoint and a planned cache; nothing is compiled yet.
 
-    config: with encoding and max_length settled. prompts: ready to check and encode what will be asked.
+    config: with its encoding and max_length set. prompts: checks and encodes prompts, before the model is loaded.
     """
 
     config: PipelineConfig
@@ -65,7 +68,7 @@ class PreparedPipeline:
         """Compiles the graph, loads the weights, allocates the cache.
 
         Raises:
-            InputError: A tensor that is missing, misshapen or unexpected.
+            InputError: A tensor is missing, misshapen or unexpected.
         """
         session = InferenceSession(devices=self.devices)
         huggingface_config = self.checkpoint.huggingface_config
@@ -79,7 +82,7 @@ class PreparedPipeline:
 
 
 def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> PreparedPipeline:
-    """All of `load_pipeline` that takes seconds and finds what is wrong with configuration and checkpoint.
+    """Does the part of `load_pipeline` that takes seconds and finds errors in configuration and checkpoint.
 
     Raises:
         InputError: As `load_pipeline`.
@@ -132,7 +135,7 @@ def _sampling_defaults(config: PipelineConfig, checkpoint: Checkpoint) -> Sampli
 def _image_processor_loader(
     architecture: SupportedArchitecture, checkpoint: Checkpoint
 ) -> Callable[[], ImageProcessor] | None:
-    """Its imports cost a second, which prompts without images need not wait for."""
+    """Returns a loader of the image processor, whose imports cost a second that prompts without images can save."""
     if architecture.image_processor is None:
         return None
     return partial(architecture.image_processor, checkpoint.path, checkpoint.huggingface_config)
@@ -146,14 +149,16 @@ def _plan(
     devices: Sequence[Device],
     state_dict: dict[str, WeightData],
 ) -> CachePlan:
-    """How many pages there will be, given what the weights leave free.
+    """Plans the cache within the memory that the weights leave free.
 
     Raises:
-        InputError: max_length is more than the model's, or does not fit in memory.
+        InputError: max_length is more than the model's limit, or does not fit in memory.
     """
     model_limit = checkpoint.huggingface_config.get_text_config().max_position_embeddings
     if config.max_length is not None and config.max_length > model_limit:
-        raise InputError(f"--max-length {config.max_length} is more than the {model_limit} tokens of the model")
+        raise InputError(
+            f"max_length (--max-length) {config.max_length} is more than the {model_limit} tokens of the model"
+        )
     weights_bytes = _weights_bytes(config, architecture, state_dict)
     try:
         return plan_cache(
@@ -172,7 +177,7 @@ def _plan(
 def _weights_bytes(
     config: PipelineConfig, architecture: SupportedArchitecture, state_dict: dict[str, WeightData]
 ) -> int:
-    """The memory that the weights will take, all devices together."""
+    """Memory that the weights will take, all devices together."""
     record = encoding(config.quantization_encoding).on(config.device_kind)
     in_memory = [data for name, data in state_dict.items() if name not in architecture.lookup_tables]
     return sum(record.num_bytes([int(dim) for dim in data.shape], data.dtype) for data in in_memory)

@@ -1,6 +1,6 @@
 """The contract between an architecture and the pipeline that runs it.
 
-The names are MAX's. An architecture gives an `ArchConfig` and a `PipelineModel`; its record (`registry.py`) names both.
+The names are MAX's. An architecture has an `ArchConfig` and a `PipelineModel`; its record (`registry.py`) names both.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class ModelInputs:
-    """The inputs of one step of a model; an architecture's own are a subclass."""
+    """The inputs of one step of a model; each architecture has a subclass."""
 
     kv_cache_inputs: dict[str, tuple[Any, ...]] | None
 
 
 class ReturnLogits(StrEnum):
-    """Which positions a step gives logits for."""
+    """The positions whose logits a step returns."""
 
     LAST_TOKEN = "last_token"
     """The last of each row."""
@@ -50,7 +50,7 @@ class ModelOutputs:
     next_token_logits: [B, V] float32, of each row's last position.
     logit_offsets: [B + 1] int64, where each row begins in `logits`.
     greedy_tokens: [M] int64, the likeliest token of each of these positions.
-    max_logits: [M] float32, its logit; NaN or infinite where no token is likeliest.
+    max_logits: [M] float32, its logit; infinite, or the lowest float32, where no token is likeliest.
     """
 
     logits: Buffer
@@ -61,18 +61,18 @@ class ModelOutputs:
 
 
 class ArchConfig(Protocol):
-    """What a graph needs to know of a model, gathered in two steps."""
+    """The configuration of a graph, set in two steps: from config.json and the run, then from the weights."""
 
     @classmethod
     def initialize(cls, pipeline_config: PipelineConfig, model_config: Any | None = None) -> Self:
-        """From the run alone; model_config: the Hugging Face configuration, read from the checkpoint when None."""
+        """Creates the configuration of a run; `model_config`, if None, is read from the run's checkpoint."""
 
     @classmethod
     def initialize_from_config(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> Self:
-        """All that config.json and the run tell.
+        """Creates the configuration from config.json and the run.
 
         Raises:
-            ValueError: A value that the graph can't honour, naming field and value.
+            ValueError: The graph does not support a value; the message names field and value.
         """
 
     def finalize(
@@ -82,34 +82,37 @@ class ArchConfig(Protocol):
         return_logits: ReturnLogits | str,
         quant_config: Any | None = None,
     ) -> None:
-        """Settles the fields that only the weights tell. A config that is not finalized can't build a graph."""
+        """Sets the fields that only the weights determine. No graph can be built before."""
 
     @staticmethod
-    def get_num_layers(huggingface_config: Any) -> int: ...
+    def get_num_layers(huggingface_config: Any) -> int:
+        """Number of layers of the text model."""
 
-    def get_kv_params(self) -> KVCacheParams: ...
+    def get_kv_params(self) -> KVCacheParams:
+        """The page groups of the model's cache."""
 
 
 def signal_buffer_type(device: DeviceRef) -> BufferType:
-    """The buffer in which collectives meet; a single byte on the CPU, where nothing waits for a peer."""
+    """Type of the buffer through which collectives synchronize; one byte on the CPU, where they don't."""
     return BufferType(DType.uint8, [1], device) if device.is_cpu() else Signals([device]).input_types()[0]
 
 
 def allocate_signal_buffers(devices: Sequence[Device]) -> list[Buffer]:
-    """One signal buffer a device, ready for use."""
+    """Allocates one signal buffer per device."""
     if devices[0].is_host:
         return [Buffer.zeros([1], DType.uint8, device) for device in devices]
     return Signals.allocate(devices)
 
 
 class AlwaysSignalBuffersMixin:
-    """Signal buffers for every number of devices, one included, so that all graphs take the same inputs."""
+    """Signal buffers for any number of devices, one included, so that all graphs have the same inputs."""
 
     devices: Sequence[Device]
     _signal_buffers: list[Buffer] | None = None
 
     @property
     def signal_buffers(self) -> list[Buffer]:
+        """One buffer per device, allocated on first use."""
         if self._signal_buffers is None:
             self._signal_buffers = allocate_signal_buffers(self.devices)
         return self._signal_buffers
@@ -118,7 +121,7 @@ class AlwaysSignalBuffersMixin:
 class PipelineModel(ABC):
     """A compiled model with its weights: inputs in, logits out.
 
-    It owns no request state: pages and lengths are the cache manager's, tokens the contexts'.
+    It keeps no state of requests: pages and lengths belong to the cache manager, tokens to the contexts.
     """
 
     model_config_cls: ClassVar[type[Any]]
@@ -127,15 +130,15 @@ class PipelineModel(ABC):
     @property
     @abstractmethod
     def graph_names(self) -> Sequence[str]:
-        """The graphs that the model has: warming up and ahead-of-time compilation loop over them."""
+        """Names of all graphs of the model: warm-up and ahead-of-time compilation loop over them."""
 
     @abstractmethod
     def required_graphs(self, context: TextContext) -> Sequence[str]:
-        """The graphs that the steps of a request run."""
+        """Names of the graphs that the steps of a request run."""
 
     @abstractmethod
     def compile(self, names: Iterable[str]) -> None:
-        """Compiles those of the graphs that are not compiled yet, so that nothing compiles inside a step."""
+        """Compiles the graphs of these names that are not compiled yet, so that nothing compiles inside a step."""
 
     @abstractmethod
     def load_model(self, session: InferenceSession) -> Model:
@@ -148,11 +151,11 @@ class PipelineModel(ABC):
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
     ) -> ModelInputs:
-        """The inputs of a step that computes each context's scheduled tokens, prefill and decode alike."""
+        """Builds the inputs of a step that computes each context's scheduled tokens, prefill and decode alike."""
 
     @abstractmethod
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> ModelInputs:
-        """The inputs of the step after `prev_model_inputs`, one token [B] a row, over the same page tables."""
+        """Builds the inputs of the step after `prev_model_inputs`: one token per row [B], over the same page tables."""
 
     @abstractmethod
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
@@ -160,4 +163,5 @@ class PipelineModel(ABC):
 
     @classmethod
     @abstractmethod
-    def get_num_layers(cls, huggingface_config: Any) -> int: ...
+    def get_num_layers(cls, huggingface_config: Any) -> int:
+        """Number of layers of the text model."""

@@ -1,4 +1,4 @@
-"""Silence for other libraries while they are imported or called: the start of a program says only what it must."""
+"""Silences the logs of other libraries while they are imported or called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back log lines below ERROR: transformers advises to install torch, the hub client reports each retry."""
+    """Drops log lines below ERROR: transformers advises to install torch, the hub client reports each retry."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:

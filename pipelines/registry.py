@@ -1,4 +1,4 @@
-"""Which architectures there are: records that installed packages offer, found by the name in config.json."""
+"""The registry of architectures: records that installed packages offer, found by the name in config.json."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ ENTRY_POINT_GROUP = "pipelines.architectures"
 
 @dataclass(frozen=True)
 class SupportedArchitecture:
-    """What the framework must know of an architecture. Data only."""
+    """The registration record of an architecture. Data only."""
 
-    name: str  # as config.json says it, "Gemma3ForCausalLM"
+    name: str  # as in config.json, "Gemma3ForCausalLM"
     example_repo_ids: tuple[str, ...]
     encodings: Mapping[str, tuple[str, ...]]  # device kind ("cpu", "gpu") -> encodings, the default first
     config: type[Any]  # an ArchConfig
     pipeline_model: type[Any]  # a PipelineModel
     weight_adapters: Mapping[str, Callable[..., Any]]  # format of the files ("safetensors") -> a WeightAdapter
-    sizes: str = ""  # as the models' names say them, "270M, 1B"
+    sizes: str = ""  # as in the models' names, "270M, 1B"
     image_processor: Callable[..., Any] | None = None  # (folder, huggingface_config) -> an ImageProcessor
-    lookup_tables: tuple[str, ...] = ()  # weights of which rows are read from the mapped file: they take no memory
+    lookup_tables: tuple[str, ...] = ()  # weights whose rows are read from the mapped file: they take no memory
 
     @property
     def input_modalities(self) -> tuple[str, ...]:
-        """The kinds of content that a prompt may have."""
+        """The modalities that a prompt may have."""
         return ("text",) if self.image_processor is None else ("text", "images")
 
 
@@ -39,16 +39,17 @@ class Registry:
     """The architectures of this run, by name."""
 
     architectures: Mapping[str, SupportedArchitecture]
-    problems: tuple[str, ...] = field(default=())  # installed ones that could not be loaded, and why
+    problems: tuple[str, ...] = field(default=())  # the reasons why installed ones could not be loaded
 
     @classmethod
     def load(cls, custom: Iterable[str] = ()) -> Registry:
-        """Collect what installed packages offer under the entry-point group, then ``custom`` ("module[:attribute]").
+        """Collects the records of installed packages' entry points, then those of `custom` ("module[:attribute]").
 
-        A custom architecture takes the place of an installed one. An installed one that is broken is left out, and
-        named when a model needs something that is not there.
+        A custom architecture replaces an installed one of its name. An installed one that is broken is left out, and
+        named when a model's architecture is not found.
 
-        Raises InputError for a custom architecture that can't be loaded.
+        Raises:
+            InputError: A custom architecture can't be loaded.
         """
         architectures: dict[str, SupportedArchitecture] = {}
         problems = []
@@ -64,9 +65,10 @@ class Registry:
         return cls(architectures, tuple(problems))
 
     def find(self, architectures: Sequence[str]) -> SupportedArchitecture:
-        """The first of a checkpoint's ``architectures`` that is here.
+        """Returns the record of the first of a checkpoint's `architectures` that is registered.
 
-        Raises InputError naming those that are.
+        Raises:
+            InputError: None of them is; the message names those that are.
         """
         for name in architectures:
             if name in self.architectures:
@@ -80,14 +82,21 @@ class Registry:
 def choose_encoding(
     architecture: SupportedArchitecture, device_kind: str, requested: str, checkpoint_dtype: str | None
 ) -> str:
-    """The encoding to run in: the requested one, or left open (`AUTO`) the checkpoint's where the device runs it.
+    """Returns the encoding of a run: the requested one, or for `AUTO` the checkpoint's if the device runs it.
 
-    Raises InputError naming the encodings that this kind of device runs.
+    Args:
+        architecture: The model's record.
+        device_kind: "cpu" or "gpu".
+        requested: The encoding that the run asks for, or `AUTO`.
+        checkpoint_dtype: The type that the checkpoint is stored in, if it is known.
+
+    Raises:
+        InputError: The device does not run the architecture in it; the message names the encodings that it runs.
     """
     encodings = architecture.encodings.get(device_kind, ())
     if not encodings:
-        kinds = ", ".join(kind for kind, names in architecture.encodings.items() if names)
-        raise InputError(f"{architecture.name} does not run on {device_kind}; it runs on: {kinds}")
+        others = ", ".join(other for other, names in architecture.encodings.items() if names)
+        raise InputError(f"{architecture.name} does not run on {device_kind}; it runs on: {others}")
     if requested == AUTO:
         return checkpoint_dtype if checkpoint_dtype in encodings else encodings[0]
     if requested not in encodings:
@@ -103,7 +112,7 @@ def _load_custom(name: str) -> tuple[SupportedArchitecture, ...]:
         return _records(getattr(importlib.import_module(module), attribute))
     except AttributeError as error:
         raise InputError(f"custom architecture '{name}': {_describe(error)}; write module:attribute") from error
-    except Exception as error:  # somebody else's code: it may raise anything
+    except Exception as error:  # code of another package may raise anything
         raise InputError(f"custom architecture '{name}' can't be loaded ({_describe(error)})") from error
 
 

@@ -1,4 +1,4 @@
-"""Somebody to tell what a start is doing, and how long each part took."""
+"""Reports of the stages of a start, with the time that each took."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Protocol
 
 
 class Stages(Protocol):
-    """Somebody to tell about the stages of a start."""
+    """A receiver of reports about the stages of a start."""
 
     timings: list[tuple[str, float]]  # name, seconds: the stages that were completed
 
     def stage(self, name: str, detail: str = "") -> AbstractContextManager[None]:
-        """A context that lasts as long as the stage."""
+        """Returns a context that lasts as long as the stage."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Reports one line of text."""
 
 
 class NullStages:
-    """Says nothing, and keeps the timings. The default of the library."""
+    """Keeps the timings and prints nothing. The default of the library."""
 
     def __init__(self) -> None:
         self.timings: list[tuple[str, float]] = []
 
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[None]:
-        """Time a stage."""
+        """Times a stage; one that fails is left out."""
         start = perf_counter()
         yield
         self.timings.append((name, perf_counter() - start))
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""

@@ -1,10 +1,8 @@
-"""The pipeline as its users see it: prompts in, text out."""
+"""The pipeline: prompts in, text or logits out."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -12,36 +10,34 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from kv_cache import KVCacheManager, PageHashes, format_bytes
+from kv_cache import KVCacheManager, format_bytes
 from pipelines.config import PipelineConfig
-from pipelines.context import FinishReason, ImageSpan, TextChunk, TextContext
-from pipelines.engine.consumers import NextToken, PromptLogits, PromptLogProbs
+from pipelines.context import FinishReason, TextChunk, TextContext
+from pipelines.engine.consumers import NextToken
 from pipelines.engine.engine import Engine
 from pipelines.errors import InputError, naming_prompt
 from pipelines.pipeline_model import PipelineModel
+from pipelines.requests import RequestFactory
 from pipelines.sampling.defaults import SamplingDefaults
 from pipelines.sampling.log_probabilities import TokenLogProbs
-from pipelines.sampling.params import ResolvedSamplingParams, SamplingParams
-from pipelines.sampling.sampler import Sampler
-from pipelines.text.detokenizer import StopChecker
+from pipelines.sampling.params import SamplingParams
 from pipelines.text.prompts import EncodedPrompt, ImagePrompt, Prompt, PromptEncoder
 
-STEP_LOGITS_BYTES = 256 * 2**20
-"""The most that a step returns when the logits of all positions are wanted."""
 MAX_LOGITS_BYTES = 4 * 2**30
-"""The most that one call of `logits` returns."""
+"""Most bytes that one call of `logits` returns."""
 
 Slab = tuple[int, npt.NDArray[np.float32]]
-"""The first position, and the logits [t, V] of it and the next."""
+"""A position, and the logits [t, V] of it and the following ones."""
 
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """A request that has ended.
+    """The output of a request that has ended.
 
-    tokens: those generated, the one that ended the text included. finish_reason: "stop" (an end-of-text token, a stop
-    token or a stop string), "length", "cancelled" or "error". logprobs, prompt_logprobs: where SamplingParams asked for
-    them; one entry a token, of the prompt from its second token on. error: the exception that ended it, if one did.
+    tokens: the generated tokens, the one that ended the text included. finish_reason: "stop" (an end-of-text token, a
+    stop token or a stop string), "length", "cancelled" or "error". logprobs, prompt_logprobs: if SamplingParams asked
+    for them, one entry per token, of the prompt from its second token on. error: the exception that ended the request,
+    if one did.
     """
 
     text: str
@@ -56,8 +52,8 @@ class GenerationOutput:
 class TextGenerationPipeline:
     """A loaded model with its cache and tokenizer; `load_pipeline` makes one.
 
-    One thread at a time steps it; `submit` and `cancel` are safe from any. sampling_defaults: for the parameters that a
-    request leaves open.
+    One thread at a time steps it; `submit` and `cancel` are safe from any thread. sampling_defaults: for the parameters
+    that a request leaves open.
     """
 
     def __init__(
@@ -70,7 +66,12 @@ class TextGenerationPipeline:
     ) -> None:
         self.config, self.model, self.cache, self.prompts = config, model, cache, prompts
         self.tokenizer = prompts.tokenizer
-        self.sampling_defaults = sampling_defaults or SamplingDefaults()
+        self.requests = RequestFactory(
+            prompts,
+            sampling_defaults or SamplingDefaults(),
+            cache.params.page_size if config.enable_prefix_caching else None,
+            config.max_batch_size,
+        )
         self.engine = Engine(
             model,
             cache,
@@ -78,17 +79,20 @@ class TextGenerationPipeline:
             max_batch_size=config.max_batch_size,
             max_step_tokens=config.max_step_tokens,
         )
-        self._ids = map(str, itertools.count())
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[GenerationOutput]:
-        """Completes the prompts together; params: for all of them, or one each.
+        """Completes the prompts together.
 
-        A request that fails has an output that says so (finish_reason "error"); the others are completed.
+        A request that fails has an output with finish_reason "error"; the others are completed.
+
+        Args:
+            prompts: One prompt or several.
+            params: The parameters of all of them, or those of each.
 
         Raises:
-            InputError: An empty or overlong prompt, a token id outside the vocabulary; nothing was generated.
+            InputError: A prompt is empty or too long, or a token id is outside the vocabulary; nothing was generated.
         """
         contexts = self.submit(_as_list(prompts), params)
         self._run(contexts)
@@ -100,7 +104,7 @@ class TextGenerationPipeline:
         Raises:
             InputError: As `generate`, at once.
         """
-        context = self._context(prompt, params or SamplingParams())
+        context = self.requests.generation(prompt, params or SamplingParams())
         self._prepare([context])
         return self._stream(context)
 
@@ -108,7 +112,7 @@ class TextGenerationPipeline:
         """Computes the logits of every position of each prompt, [T, V] float32.
 
         Raises:
-            InputError: As `generate`; or they would take more than MAX_LOGITS_BYTES: `logit_slabs` needs no such memory.
+            InputError: As `generate`; or they take more than MAX_LOGITS_BYTES: `logit_slabs` needs no such memory.
         """
         encoded = [self.prompts.encode(prompt, num_new=0) for prompt in _as_list(prompts)]
         vocab_size = self.prompts.vocab_size
@@ -119,7 +123,7 @@ class TextGenerationPipeline:
                 f"{format_bytes(MAX_LOGITS_BYTES)} are given at once: ask for fewer, or take them from logit_slabs"
             )
         logits = [np.full((len(prompt.tokens), vocab_size), np.nan, np.float32) for prompt in encoded]
-        contexts = [self._logits_context(prompt, _Copy(target)) for prompt, target in zip(encoded, logits, strict=True)]
+        contexts = [self.requests.logits(prompt, _Copy(target)) for prompt, target in zip(encoded, logits, strict=True)]
         self._prepare(contexts)
         self._submit(contexts)
         self._run(contexts)
@@ -135,14 +139,14 @@ class TextGenerationPipeline:
         """
         slabs: list[Slab] = []
         encoded = self.prompts.encode(prompt, num_new=0)
-        context = self._logits_context(encoded, lambda start, slab: slabs.append((start, slab)))
+        context = self.requests.logits(encoded, lambda start, slab: slabs.append((start, slab)))
         self._prepare([context])
         return self._logit_slabs(context, slabs)
 
     def submit(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[TextContext]:
-        """Queues requests for the engine, all of them or none; whoever steps the engine reads their `chunks`.
+        """Queues requests for the engine, all of them or none; their `chunks` fill as the engine is stepped.
 
         Raises:
             InputError: As `generate`.
@@ -154,18 +158,18 @@ class TextGenerationPipeline:
         contexts = []
         for number, (prompt, p) in enumerate(zip(prompts, params, strict=True), 1):
             with naming_prompt(number, len(prompts)):
-                contexts.append(self._context(prompt, p))
+                contexts.append(self.requests.generation(prompt, p))
         self._prepare(contexts)
         self._submit(contexts)
         return contexts
 
     def cancel(self, context: TextContext) -> None:
-        """Gives a request up; it ends before the next step, with what it has generated."""
+        """Cancels a request; it ends before the next step, with the output that it has."""
         self.engine.cancel(context)
 
-    def follow(self, context: TextContext) -> Iterator[TextChunk]:
+    def iter_chunks(self, context: TextContext) -> Iterator[TextChunk]:
         """Yields a submitted request's chunks as they are generated. Closing the iterator cancels the request."""
-        engine = self.engine  # an iteration may be left after `close`
+        engine = self.engine  # the iterator may be closed after the pipeline
         try:
             while context.chunks or not context.is_finished:
                 if not context.chunks:
@@ -176,7 +180,7 @@ class TextGenerationPipeline:
             engine.cancel(context)
 
     def finish(self, context: TextContext) -> GenerationOutput:
-        """Steps until a submitted request has ended, and collects the chunks that nobody has read."""
+        """Steps until a submitted request has ended; returns its output, from the chunks that have not been read."""
         self._run([context])
         return self._output(context)
 
@@ -191,11 +195,13 @@ class TextGenerationPipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.close()
 
     def _run(self, contexts: Sequence[TextContext]) -> None:
-        """Steps until all have ended; if that is interrupted, none is left behind."""
+        """Steps until all have ended; if that is interrupted, all are cancelled."""
         try:
             while not all(context.is_finished for context in contexts):
                 self.engine.step()
@@ -204,7 +210,7 @@ class TextGenerationPipeline:
                 self.engine.cancel(context)
 
     def _prepare(self, contexts: Sequence[TextContext]) -> None:
-        """Checks that each could be served, and compiles what it needs, so that nothing compiles inside a step."""
+        """Checks each request, and compiles the graphs that they need, so that nothing compiles inside a step."""
         for number, context in enumerate(contexts, 1):
             with naming_prompt(number, len(contexts)):
                 self.engine.check(context)
@@ -216,9 +222,9 @@ class TextGenerationPipeline:
             self.engine.submit(context)
 
     def _stream(self, context: TextContext) -> Iterator[TextChunk]:
-        """Queues the request at the first step: an iteration that never begins would leave it there."""
+        """Queues the request at the first chunk: otherwise an iterator that is never used would leave it queued."""
         self.engine.submit(context)
-        yield from self.follow(context)
+        yield from self.iter_chunks(context)
 
     def _logit_slabs(self, context: TextContext, slabs: list[Slab]) -> Iterator[Slab]:
         engine = self.engine
@@ -231,53 +237,6 @@ class TextGenerationPipeline:
         finally:
             engine.cancel(context)
         _raise_error(context)
-
-    def _context(self, prompt: Prompt, params: SamplingParams) -> TextContext:
-        """A request for the next tokens."""
-        encoded, resolved = self.prompts.encode(prompt), params.resolved(self.sampling_defaults)
-        resolved.check_vocabulary(self.prompts.vocab_size)
-        prompt_logprobs = None if resolved.prompt_logprobs is None else PromptLogProbs(resolved.prompt_logprobs)
-        eos_token_ids = self.tokenizer.eos_token_ids
-        consumer = NextToken(
-            Sampler(resolved, encoded.tokens, eos_token_ids),
-            self.tokenizer.detokenizer(skip_special_tokens=resolved.skip_special_tokens),
-            StopChecker(resolved.stop),
-            eos_token_ids,
-            self.prompts.max_length,
-            prompt_logprobs,
-        )
-        return TextContext(
-            next(self._ids),
-            encoded.tokens,
-            resolved,
-            consumer,
-            _own_images(encoded),
-            max_chunk_tokens=None if prompt_logprobs is None else self._max_slab_tokens,
-            page_hashes=self._page_hashes(resolved),
-        )
-
-    def _logits_context(
-        self, encoded: EncodedPrompt, on_slab: Callable[[int, npt.NDArray[np.float32]], None]
-    ) -> TextContext:
-        """A request for the logits of its prompt."""
-        return TextContext(
-            next(self._ids),
-            encoded.tokens,
-            SamplingParams(max_new_tokens=1).resolved(),
-            PromptLogits(on_slab),
-            _own_images(encoded),
-            max_chunk_tokens=self._max_slab_tokens,
-        )
-
-    def _page_hashes(self, params: ResolvedSamplingParams) -> PageHashes | None:
-        if not self.config.enable_prefix_caching:
-            return None
-        return PageHashes(self.cache.params.page_size, (params.cache_salt or "").encode())
-
-    @property
-    def _max_slab_tokens(self) -> int:
-        """Tokens of a request in one step when the logits of all its positions are wanted."""
-        return max(1, STEP_LOGITS_BYTES // (4 * self.prompts.vocab_size * self.config.max_batch_size))
 
     def _output(self, context: TextContext) -> GenerationOutput:
         chunks, consumer = context.chunks, context.consumer
@@ -296,7 +255,7 @@ class TextGenerationPipeline:
 
 @dataclass(frozen=True)
 class _Copy:
-    """Copies slabs of logits to where they belong in `target` [T, V]."""
+    """Copies slabs of logits to their positions in `target` [T, V]."""
 
     target: npt.NDArray[np.float32]
 
@@ -304,19 +263,14 @@ class _Copy:
         self.target[start : start + len(slab_TV)] = slab_TV
 
 
-def _own_images(prompt: EncodedPrompt) -> list[ImageSpan]:
-    """The images as the request's own, which drops their pixels; the caller's prompt stays as it is."""
-    return [dataclasses.replace(image) for image in prompt.images]
-
-
 def _raise_error(context: TextContext) -> None:
-    """Raises the exception that ended a request, if one did."""
+    """Raises the exception that ended a request, if there is one."""
     if context.error is not None:
         raise context.error
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several, as several."""
+    """Turns one prompt or several into a list."""
     if isinstance(prompts, str | ImagePrompt | EncodedPrompt):
         return [prompts]
     several = (str, Sequence, np.ndarray, ImagePrompt, EncodedPrompt)

@@ -33,7 +33,7 @@ CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['ro
 
 
 def sources() -> tuple[list[str], list[str]]:
-    """The standard library without its tests, as (training, validation) texts."""
+    """Reads the standard library without its tests, as (training, validation) texts."""
     root = Path(sysconfig.get_paths()["stdlib"])
     split: tuple[list[str], list[str]] = ([], [])
     for path in sorted(root.rglob("*.py")):
@@ -48,7 +48,7 @@ def sources() -> tuple[list[str], list[str]]:
 
 
 def conversations(texts: list[str]) -> list[tuple[str, str]]:
-    """(request, answer) pairs: a function's documented purpose, and the function."""
+    """Makes (request, answer) pairs: a function's documented purpose, and the function."""
     pairs = []
     for text in texts:
         try:
@@ -64,6 +64,7 @@ def conversations(texts: list[str]) -> list[tuple[str, str]]:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -81,7 +82,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def token_stream(tokenizer: Tokenizer, texts: list[str], seed: int) -> np.ndarray:
-    """All files and, shuffled among them, all conversations, as one array of token ids."""
+    """Joins all files and, shuffled among them, all conversations to one array of token ids."""
 
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -96,6 +97,7 @@ def token_stream(tokenizer: Tokenizer, texts: list[str], seed: int) -> np.ndarra
 
 
 def model_config() -> Gemma3TextConfig:
+    """Configuration of the demo model."""
     return Gemma3TextConfig(
         vocab_size=VOCAB,
         hidden_size=256,
@@ -116,6 +118,7 @@ def model_config() -> Gemma3TextConfig:
 
 
 def loss_of(model: Gemma3ForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of a batch's tokens from the second on, in nats."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch[:, :-1]).last_hidden_state
         logits = model.lm_head(hidden)
@@ -124,14 +127,14 @@ def loss_of(model: Gemma3ForCausalLM, batch: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def validation_loss(model: Gemma3ForCausalLM, stream: np.ndarray, batches: int) -> float:
-    """Mean nats a token over consecutive windows of the held-out files."""
+    """Mean nats per token over consecutive windows of the held-out files."""
     count = min(batches * 8, (len(stream) - 1) // LENGTH)
     rows = torch.from_numpy(np.stack([stream[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(count)]))
     return sum(loss_of(model, part).item() * len(part) for part in rows.split(8)) / count
 
 
 def optimizers(model: Gemma3ForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices inside the layers, AdamW for the embedding and the norms; with peak rates."""
+    """Optimizers with their peak rates: Muon for the layers' matrices, AdamW for the embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=1.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
@@ -169,6 +172,7 @@ def train(model: Gemma3ForCausalLM, stream: np.ndarray, held_out: np.ndarray, mi
 
 
 def card(validation: float, characters: float, tokens: int, minutes: float, parameters: int) -> str:
+    """Text of the model card."""
     return f"""---
 license: psf-2.0
 ---
@@ -195,6 +199,7 @@ imitates the look of Python; it does not know what it writes.
 @click.option("--batch-rows", type=int, default=16, show_default=True, help="Sequences a step.")
 @click.option("--threads", type=int, default=2, show_default=True)
 def main(out: Path, minutes: float, batch_rows: int, threads: int) -> None:
+    """Train the demo model and write its checkpoint."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     texts, held_texts = sources()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 from loader import Loader
+from max.engine import InferenceSession
 from reference import Reference
 from tiny_multimodal import write_tiny_gemma3_multimodal
 from transformers.utils.logging import disable_progress_bar
@@ -23,8 +24,28 @@ WRITERS = {"gemma3_multimodal": write_tiny_gemma3_multimodal}
 REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what compiles a graph, for `make test-fast`: tests that use `load`, and those that compile for GPUs."""
+    for item in items:
+        if "load" in getattr(item, "fixturenames", ()) or item.get_closest_marker("gpu_compile"):
+            item.add_marker("compiles")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Fails a test that compiles a graph, itself or in a fixture, without the marker that says so."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("it compiles a graph: give it @pytest.mark.compiles")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in () if item.get_closest_marker("compiles") else ("compile", "compile_async", "load", "load_all"):
+            patch.setattr(InferenceSession, name, refuse)
+        return (yield)
+
+
 class OnDemand(dict[str, Any]):
-    """What a function gives for a name, made once."""
+    """Results of a function by name, each made once."""
 
     def __init__(self, make: Callable[[str], Any]) -> None:
         super().__init__()

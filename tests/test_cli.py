@@ -1,4 +1,4 @@
-"""What the command prints, and how it ends."""
+"""The command's output and exit codes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pytest
-from command import Caller, Result, read_until, run, started
+from command import TIMEOUT_S, Caller, Result, read_until, run, started
 from loader import Loader
 
 import cli
 from pipelines.loading.checkpoint import DEMO_FOLDER
-from pipelines.registry import Registry
+from pipelines.registry import Registry, SupportedArchitecture
 
 PROMPTS = ["def first(items):\n    ", "import os", "class Größe:\n"]
 PROMPT_OPTIONS = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
@@ -90,15 +90,43 @@ def test_the_chat_template_is_the_default_of_instruction_models_alone(call: Call
     assert num_prompt_tokens("model-it") == chat
 
 
+def test_sampling_defaults_of_the_checkpoint_are_told_and_can_be_refused(call: Caller, tmp_path: Path) -> None:
+    for file in DEMO_FOLDER.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    defaults = json.loads((DEMO_FOLDER / "generation_config.json").read_text())
+    defaults |= {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(json.dumps(defaults))
+    shared = ["generate", "--model", str(tmp_path), "--prompt", "import", "--max-new-tokens", "20", "--seed", "1"]
+    sampled, said, greedy, plain = (
+        call(*shared, *options)
+        for options in (
+            [],
+            ["--generation-config", "none", "--temperature", "0.6", "--top-k", "20", "--top-p", "0.95"],
+            ["--temperature", "0"],
+            ["--generation-config", "none"],
+        )
+    )
+    (line,) = sampled.messages
+    assert line.startswith("sampling: temperature 0.6, top_k 20, top_p 0.95 (from generation_config.json")
+    assert sampled.out == said.out != greedy.out == plain.out
+    assert said.messages == greedy.messages == plain.messages == []
+
+
+def modalities(record: SupportedArchitecture) -> str:
+    return " and ".join(record.input_modalities)
+
+
 def test_list_shows_what_runs_where(call: Caller) -> None:
     result = call("list")
     assert (result.code, result.err) == (0, "")
     cells = [re.split(r"  +", line.strip()) for line in result.out.splitlines() if line.strip()]
-    assert cells[0] == ["architecture", "sizes", "takes", "on CPU", "on GPU", "example models"]
+    assert cells[0] == ["architecture", "sizes", "input", "on CPU", "on GPU", "example models"]
     assert ["Gemma3ForCausalLM", "270M, 1B", "text", "float32", "bfloat16", "google/gemma-3-270m-it"] in cells
     assert "\u2026" not in result.out  # nothing is cut off
     for record in Registry.load().architectures.values():
-        assert {record.name, record.sizes, record.takes, *record.example_repo_ids} <= set(itertools.chain(*cells))
+        shown = {record.name, record.sizes, modalities(record), *record.example_repo_ids}
+        assert shown <= set(itertools.chain(*cells))
 
 
 def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
@@ -107,7 +135,7 @@ def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
     written = [row for row in rows if len(row) == 5]
     records = Registry.load().architectures.values()
     assert written == sorted(
-        [r.name, r.sizes, r.takes, *(", ".join(r.encodings[kind]) for kind in ("cpu", "gpu"))] for r in records
+        [r.name, r.sizes, modalities(r), *(", ".join(r.encodings[kind]) for kind in ("cpu", "gpu"))] for r in records
     )
 
 
@@ -116,10 +144,8 @@ def test_a_closed_stdout_ends_it_quietly() -> None:
         stdout, stderr = cast(BinaryIO, process.stdout), cast(BinaryIO, process.stderr)
         assert stdout.readline()
         stdout.close()
-        start = time.monotonic()
         err = stderr.read().decode()
-        assert process.wait() == 0
-    assert time.monotonic() - start < 3
+        assert process.wait(TIMEOUT_S) == 0
     assert Result(0, "", err).messages == []
 
 
@@ -140,9 +166,7 @@ def test_ctrl_c_ends_a_compilation_at_once_and_quietly(tmp_path: Path) -> None:
 
 
 def assert_ends_quietly(process: Any) -> None:
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert time.monotonic() - start < 3
+    _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
     assert [line for line in Result(130, "", err.decode()).messages if line] == []

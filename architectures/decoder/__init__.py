@@ -1,1 +1,1 @@
-"""What decoder-only families share: configuration, graph inputs, the ends of the graph, the PipelineModel."""
+"""The parts that decoder-only families share: configuration, graph inputs, the ends of the graph, the PipelineModel."""

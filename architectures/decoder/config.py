@@ -1,4 +1,4 @@
-"""The configuration that decoder-only families have in common."""
+"""The configuration that decoder-only families share."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from pipelines.loading.weights import same_values
 from pipelines.pipeline_model import ReturnLogits
 
 Encodings = Mapping[str, tuple[str, ...]]
-"""Names by kind of device, the default first."""
+"""Names of encodings by device kind, the default first."""
 
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """One decoder on the devices of one run; a family adds what only it has.
+    """The configuration of a decoder on the devices of one run; a family adds its own fields.
 
-    The names are transformers'; hidden_activation is its hidden_act too. layer_types: SLIDING or FULL for each layer.
-    sliding_window: of the SLIDING ones. rope_parameters: by layer type. dtype: of activations and cache. encoding: of
-    the weight matrices in memory. quant_config: how the checkpoint's float8 matrices are scaled. stored: the types of
-    the checkpoint's tensors, by the graph's names; with return_logits and tie_word_embeddings it is what `finalize`
-    settles.
+    The names are transformers'; hidden_activation is also called hidden_act there. layer_types: SLIDING or FULL for
+    each layer. sliding_window: of the SLIDING layers. rope_parameters: by layer type. dtype: of activations and cache.
+    encoding: of the weight matrices in memory. quant_config: scaling of the checkpoint's float8 matrices. stored: types
+    of the checkpoint's tensors, by the graph's names. `finalize` sets return_logits, tie_word_embeddings and stored.
     """
 
     encodings: ClassVar[Encodings] = by_device(["float32", "bfloat16"])
@@ -63,7 +62,7 @@ class DecoderConfig:
 
     @classmethod
     def initialize(cls, pipeline_config: PipelineConfig, model_config: Any | None = None) -> Self:
-        """From the run alone. model_config: the Hugging Face configuration, read from the checkpoint when None."""
+        """Creates the configuration of a run; `model_config`, if None, is read from the run's checkpoint."""
         if model_config is None:
             run = pipeline_config
             model_config = resolve_config(run.model, run.revision, run.trust_remote_code).huggingface_config
@@ -71,10 +70,10 @@ class DecoderConfig:
 
     @classmethod
     def initialize_from_config(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> Self:
-        """From a configuration of transformers, multimodal or of the text model alone.
+        """Creates the configuration from that of transformers, of a multimodal model or of a text model.
 
         Raises:
-            ValueError: A value that the graph can't honour, naming field and value.
+            ValueError: The graph does not support a value; the message names field and value.
         """
         text = huggingface_config.get_text_config()
         config = cls(**cls.common_fields(pipeline_config, text), **cls.own_fields(text))
@@ -85,7 +84,7 @@ class DecoderConfig:
 
     @classmethod
     def common_fields(cls, run: PipelineConfig, text: Any) -> dict[str, Any]:
-        """The fields of this class, from a text model's configuration."""
+        """Values of this class's fields, from a text model's configuration."""
         layer_types = _layer_types(text)
         requested = cls._requested_encoding(run)
         num_kv_heads, head_dim = cls.heads_of(text, SLIDING if SLIDING in layer_types else FULL)
@@ -110,17 +109,21 @@ class DecoderConfig:
 
     @classmethod
     def heads_of(cls, text: Any, layer_type: str) -> tuple[int, int]:
-        """Heads of keys and values in layers of this type, and the size of a head."""
+        """Number of key/value heads in layers of this type, and their head_dim, from a text model's configuration."""
         return text.num_key_value_heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     @classmethod
     def own_fields(cls, text: Any) -> dict[str, Any]:
-        """The fields that the family adds."""
+        """Values of the fields that the family adds.
+
+        Raises:
+            ValueError: The graph does not support a value; the message names field and value.
+        """
         return {}
 
     @classmethod
     def _requested_encoding(cls, run: PipelineConfig) -> Encoding:
-        """The encoding that the run asks for; the device's default, if it leaves it open.
+        """Encoding that the run asks for; the device's default if the run leaves it open.
 
         Raises:
             ValueError: The device does not run it.
@@ -143,7 +146,11 @@ class DecoderConfig:
         self.quant_config = Float8Config.from_huggingface(quantization_config)
 
     def refuse_unsupported(self) -> None:
-        """Raises ValueError, naming field and value, for what the graph would silently ignore or can't compile."""
+        """Refuses values that the graph would silently ignore or can't compile.
+
+        Raises:
+            ValueError: There is such a value; the message names field and value.
+        """
         if self.hidden_activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_activation {self.hidden_activation!r} is not supported ({known} are)")
@@ -161,11 +168,15 @@ class DecoderConfig:
         return_logits: ReturnLogits | str,
         quant_config: Any | None = None,
     ) -> None:
-        """Settles which logits are returned, whether the head is the embedding, and what the checkpoint's types are.
+        """Sets the fields that depend on the weights: whether the head is tied, and the types of the tensors.
 
-        As in transformers, a stored head that differs from the embedding counts, even where config.json ties them.
-        state_dict: as the weight adapter gives it; it is left as it is. return_logits: MAX's own is welcome too.
-        quant_config: replaces what config.json says of float8 weights.
+        As in transformers, a stored head that differs from the embedding is used, even if config.json ties them.
+
+        Args:
+            huggingface_config: The transformers configuration.
+            state_dict: The tensors as the weight adapter returns them; they are not changed.
+            return_logits: The positions whose logits are returned; MAX's own ReturnLogits is accepted too.
+            quant_config: Replaces the scaling of float8 weights that config.json describes.
         """
         head, embedding = state_dict.get("lm_head.weight"), state_dict.get("embed_tokens.weight")
         is_tied = bool(huggingface_config.get_text_config().tie_word_embeddings)
@@ -176,45 +187,49 @@ class DecoderConfig:
         self.is_finalized = True
 
     def kv_heads(self, layer_type: str) -> tuple[int, int]:
-        """Heads of keys and values in layers of this type, and the size of a head."""
+        """Number of key/value heads in layers of this type, and their head_dim."""
         return self.num_key_value_heads, self.head_dim
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers of the decoder."""
+        """Number of layers of the decoder."""
         return len(self.layer_types)
 
     @property
     def cached_layer_types(self) -> tuple[str, ...]:
-        """The types of the layers that have keys and values of their own."""
+        """Types of the layers that have keys and values of their own."""
         return self.layer_types
 
     @property
     def rope_dims(self) -> dict[str, int]:
-        """The width of each layer type's RoPE table."""
+        """Width of each layer type's RoPE table."""
         return {layer_type: self.kv_heads(layer_type)[1] for layer_type in self.rope_parameters}
 
     @property
     def interleaved_rope_weights(self) -> bool:
-        """False: the halves of a head are rotated, as in the checkpoints of transformers."""
+        """Always False: pairs are formed of a head's halves, as in the checkpoints of transformers."""
         return False
 
     @property
     def kv_params(self) -> KVCacheParams:
-        """As `get_kv_params`."""
+        """The page groups of the model's cache, as `get_kv_params` returns them."""
         return self.get_kv_params()
 
     @staticmethod
     def get_num_layers(huggingface_config: Any) -> int:
-        """Layers of the text model."""
+        """Number of layers of the text model."""
         return int(huggingface_config.get_text_config().num_hidden_layers)
 
     @classmethod
     def calculate_max_seq_len(cls, huggingface_config: Any, model_config: PipelineConfig) -> int:
-        """The most tokens that a request of this run may have; model_config: the run.
+        """Most tokens that a request of a run may have.
+
+        Args:
+            huggingface_config: The transformers configuration.
+            model_config: The run.
 
         Raises:
-            ValueError: The run's max_length is more than the model's.
+            ValueError: The run's max_length is more than the model's limit.
         """
         limit = int(huggingface_config.get_text_config().max_position_embeddings)
         if model_config.max_length is not None and model_config.max_length > limit:
@@ -222,12 +237,12 @@ class DecoderConfig:
         return model_config.max_length or limit
 
     def get_max_seq_len(self) -> int:
-        """The most tokens that the model takes, `max_position_embeddings`."""
+        """Most tokens that the model takes, `max_position_embeddings`."""
         return self.max_position_embeddings
 
     @classmethod
     def construct_kv_params(cls, huggingface_config: Any, pipeline_config: PipelineConfig) -> KVCacheParams:
-        """The cache of a run, without a configuration at hand.
+        """Page groups of a run's cache, from the transformers configuration.
 
         Raises:
             ValueError: As `initialize_from_config`.
@@ -235,7 +250,7 @@ class DecoderConfig:
         return cls.initialize_from_config(pipeline_config, huggingface_config).get_kv_params()
 
     def get_kv_params(self) -> KVCacheParams:
-        """One page group for each layer type that the model has."""
+        """Page groups of the model's cache: one for each layer type that it has."""
         return KVCacheParams(
             tuple(self._page_group(layer_type) for layer_type in dict.fromkeys(self.cached_layer_types))
         )
@@ -254,10 +269,10 @@ class DecoderConfig:
 
 
 def _layer_types(text: Any) -> tuple[str, ...]:
-    """Of every layer; a family whose configurations don't say has one type.
+    """Type of each layer; families whose configurations don't name the types have only one.
 
     Raises:
-        ValueError: A type that is not built.
+        ValueError: A type is not supported.
     """
     default = FULL if getattr(text, "sliding_window", None) is None else SLIDING
     layer_types = tuple(getattr(text, "layer_types", None) or [default] * text.num_hidden_layers)
@@ -267,7 +282,7 @@ def _layer_types(text: Any) -> tuple[str, ...]:
 
 
 def _rope_parameters(parameters: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[str, RopeParameters]:
-    """By layer type; some families have one entry for all of them."""
+    """RoPE by layer type; the configurations of some families have one entry for all of them."""
     if "rope_theta" in parameters:
         return dict.fromkeys(layer_types, RopeParameters.from_huggingface(parameters, "rope_parameters"))
     return {

@@ -1,4 +1,4 @@
-"""The ends of every decoder: from tokens to the first hidden state, from the last one to logits."""
+"""The ends of every decoder graph: from tokens to the first hidden state, from the last one to logits."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from pipelines.loading.encoding import Matrix
 from pipelines.loading.weight_spec import TracedGraph
 
 Outputs = tuple[TensorValue, ...]
-"""logits [M, V], next_token_logits [B, V], logit_offsets [B + 1], greedy_tokens [M], max_logits [M]."""
+"""Fields of ModelOutputs: logits [M, V], next_token_logits [B, V], logit_offsets [B + 1], greedy_tokens [M], ..."""
 
 
 def trace(
     name: str,
     config: DecoderConfig,
     forward: Callable[[WeightTable, DecoderValues], Outputs],
-    takes_embeddings: bool = False,
+    has_embeddings: bool = False,
 ) -> TracedGraph:
-    """A decoder's graph: no weights are read, no device is opened, nothing is compiled.
+    """Traces a decoder's graph: no weights are read, no device is opened, nothing is compiled.
 
-    takes_embeddings: whether the embeddings of the tokens are an input, as in steps whose rows are images.
+    Args:
+        name: Name of the graph.
+        config: A finalized configuration.
+        forward: The forward pass, which declares its weights.
+        has_embeddings: Whether the tokens' embeddings are an input, as in steps of images.
 
     Raises:
         ValueError: The configuration is not finalized.
     """
     if not config.is_finalized:
         raise ValueError("finalize the configuration before building a graph: only the weights tell the rest")
-    embeddings = (config.dtype, config.hidden_size) if takes_embeddings else None
+    embeddings = (config.dtype, config.hidden_size) if has_embeddings else None
     types = decoder_input_types(config.get_kv_params(), config.devices, config.rope_dims, embeddings)
     weights = WeightTable(config.dtype, config.encoding, config.devices, config.stored, config.quant_config)
     with Graph(name, input_types=types.flatten(), custom_extensions=extensions(config.devices)) as graph:
@@ -48,7 +52,7 @@ def trace(
 
 
 def ragged_batch(inputs: DecoderValues, config: DecoderConfig) -> RaggedBatch:
-    """The rows of a step on every device."""
+    """Copies the rows of a step to every device."""
     assert inputs.position_ids is not None and inputs.freqs_cis is not None and inputs.kv_cache_inputs is not None
     return RaggedBatch(
         row_offsets=broadcast(inputs.input_row_offsets, config.devices),
@@ -60,9 +64,9 @@ def ragged_batch(inputs: DecoderValues, config: DecoderConfig) -> RaggedBatch:
 
 
 def embed(weights: WeightTable, config: DecoderConfig, inputs: DecoderValues, scale: float | None = None) -> Replicated:
-    """The tokens' rows of the embedding, times `scale` if there is one: [T, D] on every device.
+    """Looks up the tokens' embeddings, times `scale` if there is one: [T, D] on every device.
 
-    In a step whose rows are images, the embeddings that are an input.
+    In a step of images the embeddings are an input, which is returned unscaled.
     """
     if inputs.embeddings is not None:
         return broadcast(inputs.embeddings, config.devices)
@@ -81,7 +85,16 @@ def logits(
     inputs: DecoderValues,
     softcapping: float | None = None,
 ) -> Outputs:
-    """The last norm and the head, on the first device, for the positions that are wanted."""
+    """Applies the last norm and the head, on the first device, to the positions whose logits are returned.
+
+    Args:
+        weights: The weights of the graph.
+        config: The configuration.
+        norm: The family's norm.
+        h: [T, D], after the last layer.
+        inputs: The inputs of the graph.
+        softcapping: Bound of the soft-capping of logits, if there is one.
+    """
     h_MD, offsets = select_positions(h[0], inputs.input_row_offsets, inputs.return_n_logits, config.return_logits)
     scale = weights.on_first_device("norm.weight", [config.hidden_size])
     name = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
@@ -93,5 +106,5 @@ def logits(
 
 
 def _vocabulary_matrix(weights: WeightTable, config: DecoderConfig, name: str) -> Matrix:
-    """Embedding or head, [V, D]."""
+    """Declares the embedding or the head, [V, D]."""
     return weights.matrix_on_first_device(name, (config.vocab_size, config.hidden_size))

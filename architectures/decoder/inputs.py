@@ -1,4 +1,4 @@
-"""What a decoder graph takes, named once: as types while tracing, as values in the graph, as buffers at run time."""
+"""The inputs of a decoder graph, named once: as types while tracing, as values in the graph, as buffers at run time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _Buffer = TypeVar("_Buffer")
 @tree.dataclass
 @dataclass
 class DecoderInputs(ModelInputs, Generic[_Tensor, _Buffer]):
-    """The inputs of one step of a decoder over ragged rows; those that are None are no inputs of the graph.
+    """The inputs of one step of a decoder over ragged rows; a field that is None is not an input of the graph.
 
-    tokens [T] int64; input_row_offsets [B + 1] uint32; signal_buffers: one a device; return_n_logits [1] int64, on the
-    host; kv_cache_inputs: the pages, by page group and device; position_ids [1, T] uint32; freqs_cis: a table
-    [positions, H] float32 a device, by layer type; embeddings [T, D]: in place of the tokens' own, in a step whose rows
-    are images. lora_ids, lora_ranks, hidden_states: no graph takes them yet.
+    tokens [T] int64; input_row_offsets [B + 1] uint32; signal_buffers: one per device; return_n_logits [1] int64, on
+    the host; kv_cache_inputs: the pages, by page group and device; position_ids [1, T] uint32; freqs_cis: a table
+    [positions, H] float32 per device, by layer type; embeddings [T, D]: in a step of images, in place of the tokens'
+    own. lora_ids, lora_ranks, hidden_states: inputs of no graph yet.
     """
 
     tokens: _Tensor
@@ -43,7 +43,7 @@ class DecoderInputs(ModelInputs, Generic[_Tensor, _Buffer]):
     embeddings: _Tensor | None = None
 
     def flatten(self) -> list[_Tensor | _Buffer]:
-        """All of them, in the order of the graph's inputs."""
+        """Lists the inputs in the order of the graph's."""
         return tree.leaves(self)
 
 
@@ -58,10 +58,13 @@ def decoder_input_types(
     rope_dims: Mapping[str, int],
     embeddings: tuple[DType, int] | None = None,
 ) -> DecoderTypes:
-    """The types of a decoder graph's inputs.
+    """Types of a decoder graph's inputs.
 
-    rope_dims: the width of the RoPE table of each layer type. embeddings: type and width of those that a step of images
-    takes.
+    Args:
+        kv_params: The page groups.
+        devices: The devices of the graph.
+        rope_dims: Width of the RoPE table of each layer type.
+        embeddings: Type and width of the embeddings, if they are an input.
     """
     first, host = devices[0], DeviceRef.CPU()
     return DecoderInputs(
@@ -80,5 +83,5 @@ def decoder_input_types(
 
 
 def graph_values(types: DecoderTypes, graph: Graph) -> DecoderValues:
-    """The inputs of a graph that was declared with `types.flatten()`, under their names."""
+    """Names the inputs of a graph that was declared with `types.flatten()`."""
     return tree.unflatten(tree.flatten(types)[1], graph.inputs)

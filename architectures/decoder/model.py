@@ -1,4 +1,4 @@
-"""A decoder-only text model over ragged rows: all of `PipelineModel` but the graph."""
+"""The PipelineModel of decoder-only families, over ragged rows: everything but the graph."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from pipelines.sampling.log_probabilities import LogProbabilitiesMixin
 from pipelines.stages import NullStages, Stages
 
 DECODER = "decoder"
-"""The graph of steps of text, which every decoder has."""
+"""Name of the graph for steps of text, which every decoder has."""
 
 
 class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineModel):
-    """Loads, feeds and runs the graphs that a subclass builds.
+    """Loads and runs the graphs that a subclass builds.
 
     pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names. return_logits:
-    MAX's own is welcome too. models: the compiled graphs, by name.
+    MAX's own ReturnLogits is accepted too. models: the compiled graphs, by name.
     """
 
     model_config_cls: ClassVar[type[DecoderConfig]]
@@ -66,15 +66,15 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
     @staticmethod
     @abstractmethod
     def build_graph(config: Any) -> TracedGraph:
-        """The architecture's graph builder."""
+        """Builds the graph of a finalized configuration."""
 
     @classmethod
     def get_num_layers(cls, huggingface_config: Any) -> int:
-        """Layers of the text model."""
+        """Number of layers of the text model."""
         return cls.model_config_cls.get_num_layers(huggingface_config)
 
     def trace_graphs(self) -> dict[str, TracedGraph]:
-        """All graphs of the model, by name."""
+        """Traces all graphs of the model, by name."""
         return {DECODER: self.build_graph(self.config)}
 
     @property
@@ -88,7 +88,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """Traces all graphs, checks their weights, and compiles the decoder.
 
         Raises:
-            InputError: A tensor that is missing, misshapen or unexpected, before anything is compiled.
+            InputError: A tensor is missing, misshapen or unexpected; this is found before anything is compiled.
         """
         self.session = session
         with self.stages.stage("graph"):
@@ -103,7 +103,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
                 self.models[name] = self._compile(name)
 
     def _compile(self, name: str) -> Model:
-        """Compiles a graph while its weights are read; neither needs the other until the end."""
+        """Compiles a graph while its weights are read: the compiler does not need them."""
         traced, detail = self.traced[name], "" if name == DECODER else name.replace("_", " ")
         compiling = self.session.compile_async(traced.graph)
         missing = [spec for spec in traced.weights if spec.name not in self.weights]
@@ -111,7 +111,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             self.weights |= materialize(missing, self.state_dict, self.devices)
         weights = {spec.name: self.weights[spec.name] for spec in traced.weights}
         with self.stages.stage("compile", detail or "a minute or two, once for each shape of model"):
-            # Waiting for the compiler in this thread would make it deaf to Ctrl-C.
+            # A thread that waits for the compiler does not notice Ctrl-C.
             return in_background(lambda: self.session.init(compiling, weights_registry=weights)).result()
 
     def prepare_initial_token_inputs(
@@ -120,10 +120,15 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
     ) -> DecoderBuffers:
-        """The inputs of a step that computes each context's scheduled tokens.
+        """Builds the inputs of a step that computes each context's scheduled tokens.
+
+        Args:
+            replica_batches: The contexts of exactly one replica.
+            kv_cache_inputs: The cache inputs of the step.
+            return_n_logits: Last positions of each row whose logits are returned.
 
         Raises:
-            ValueError: Not exactly one replica, no context, or no cache inputs.
+            ValueError: There is not exactly one replica, no context, or no cache inputs.
         """
         if len(replica_batches) != 1 or not replica_batches[0] or kv_cache_inputs is None:
             raise ValueError("one replica with at least one context, and its KV cache inputs, are needed")
@@ -138,7 +143,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         )
 
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> DecoderBuffers:
-        """One more token a row; the page tables must already reach one token further."""
+        """Builds the inputs of one more token per row; the page tables must already reach one token further."""
         previous = self._completed(prev_model_inputs)
         assert previous.position_ids is not None and previous.kv_cache_inputs is not None
         offsets = previous.input_row_offsets.to_numpy().astype(np.int64)
@@ -155,7 +160,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """Runs one step.
 
         Raises:
-            ValueError: Inputs without pages, or without position_ids for a model of which no layer keeps all tokens.
+            ValueError: The inputs have no pages, or no position_ids though no layer of the model keeps all tokens.
         """
         return self._run(DECODER, self._completed(model_inputs))
 
@@ -163,13 +168,13 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return ModelOutputs(*self.models[name].execute(*inputs.flatten()))
 
     def _completed(self, inputs: ModelInputs) -> DecoderBuffers:
-        """Inputs that were made without positions or RoPE tables, with those that follow from the others."""
+        """Adds positions and RoPE tables to inputs that were made without them."""
         if not isinstance(inputs, DecoderInputs) or inputs.kv_cache_inputs is None:
             raise ValueError("DecoderInputs with kv_cache_inputs are needed")
         if inputs.position_ids is not None and inputs.freqs_cis is not None:
             return inputs
         if FULL not in inputs.kv_cache_inputs:
-            raise ValueError("position_ids are needed: no layer keeps all tokens, so the cache does not tell them")
+            raise ValueError("position_ids are needed: they follow from the cache only if a layer keeps all tokens")
         starts = inputs.kv_cache_inputs[FULL][0].cache_lengths.to_numpy()
         positions = _positions(starts, np.diff(inputs.input_row_offsets.to_numpy()))
         return dataclasses.replace(inputs, **self._position_inputs(positions))
@@ -196,11 +201,11 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return {"position_ids": self._place(positions[None]), "freqs_cis": self.rope_tables.up_to(num_positions)}
 
     def _place(self, array: npt.NDArray[Any]) -> Buffer:
-        """The array on the first device; on the CPU without a copy."""
+        """Places an array on the first device; on the CPU without a copy."""
         return Buffer.from_numpy(array).to(self.devices[0])
 
 
 def _positions(starts: Iterable[int], lengths: Iterable[int]) -> npt.NDArray[np.uint32]:
-    """The positions of ragged rows that begin at `starts`, [T]."""
+    """Positions [T] of ragged rows that begin at `starts`."""
     rows = [np.arange(start, start + length, dtype=np.uint32) for start, length in zip(starts, lengths, strict=True)]
     return np.concatenate(rows)

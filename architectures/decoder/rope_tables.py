@@ -1,4 +1,4 @@
-"""RoPE tables on the devices of a run, as long as its requests so far."""
+"""RoPE tables on the devices of a run, only as long as its requests need them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MIN_POSITIONS = 4096
 class RopeTables:
     """A table [positions, H] float32 for each layer type on each device.
 
-    They grow by doubling, up to `max_positions`: for a model's limit of 262,144 tokens and heads of 512 values they
-    would take 512 MiB, for requests that may all be short.
+    They grow by doubling, up to max_positions: for a model's limit of 262,144 tokens and a head_dim of 512 they would
+    take 512 MiB, even if all requests are short.
     """
 
     def __init__(self, config: DecoderConfig, devices: Sequence[Device], max_positions: int) -> None:
@@ -29,10 +29,10 @@ class RopeTables:
         self._num_positions = 0
 
     def up_to(self, num_positions: int) -> dict[str, list[Buffer]]:
-        """Tables for positions below `num_positions`.
+        """Returns tables for at least the positions below `num_positions`, by layer type and device.
 
         Raises:
-            ValueError: More positions than the run allows.
+            ValueError: The run does not allow so many positions.
         """
         if num_positions > self.max_positions:
             raise ValueError(f"position {num_positions - 1} is beyond the limit of {self.max_positions} tokens")

@@ -16,10 +16,12 @@ from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Gemma3Config, bidirectional: bool = False) -> TracedGraph:
-    """The graph of a finalized configuration.
+    """Builds the graph of a finalized configuration.
 
-    bidirectional: the one for steps whose rows are images: their embeddings are an input, and their tokens see each
-    other in both directions, and all text before them.
+    Args:
+        config: The configuration.
+        bidirectional: Whether to build the graph for steps of images: their embeddings are an input, and their tokens
+            see each other in both directions, and all text before them.
     """
     name = "gemma3_images" if bidirectional else "gemma3"
     return trace(name, config, lambda weights, inputs: Gemma3(config, weights, bidirectional)(inputs), bidirectional)
@@ -53,7 +55,10 @@ class Gemma3:
         return logits(self.weights, config, self.norm, h, inputs, config.final_logit_softcapping)
 
     def decoder_layer(self, h: Replicated, name: str, layer_type: str, index: int, batch: RaggedBatch) -> Replicated:
-        """h [T, D] -> [T, D], with a norm before and after each half. index: the layer's place among its type."""
+        """Applies attention and MLP, with a norm before and after each: h [T, D] -> [T, D].
+
+        `index` is the layer's place among those of its type.
+        """
         config, weights, signals = self.config, self.weights, batch.signal_buffers
         x = self.normalize(h, f"{name}.input_layernorm")
         x = all_reduce(self.attention[layer_type](weights, x, f"{name}.self_attn", index, batch), signals)
@@ -64,4 +69,5 @@ class Gemma3:
         return add(h, self.normalize(x, f"{name}.post_feedforward_layernorm"))
 
     def normalize(self, x: Replicated, name: str) -> Replicated:
+        """Normalizes each row of x [T, D] with the weight `name`.weight."""
         return self.norm(self.weights, x, name, self.config.hidden_size)

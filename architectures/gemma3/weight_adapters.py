@@ -16,14 +16,14 @@ IMAGE_PREFIXES = (
 
 
 def adapt_name(name: str) -> str | None:
-    """The graph's name for a checkpoint tensor, or None for one of the image side.
+    """Returns the graph's name for a checkpoint tensor, or None for one of the vision part.
 
     Raises:
-        KeyError: A name that no Gemma 3 checkpoint has.
+        KeyError: No Gemma 3 checkpoint has this name.
     """
     return adapt_text_name(name, IMAGE_PREFIXES)
 
 
 def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
-    """The weight adapter of the text model."""
+    """Adapts the tensors of the text model."""
     return without_tied_head(rename(tensors, adapt_name), huggingface_config)

@@ -1,6 +1,6 @@
-"""Images to pixel values, and their places in the text, as Gemma 3 has them.
+"""Gemma 3's processing of images: their pixel values, and their tokens in the text.
 
-The pixels are transformers' own, from its processor that needs Pillow and numpy alone. Reference for the text:
+The pixel values are those of transformers' processor that needs Pillow and numpy only. Reference for the text:
 transformers' processing_gemma3.py.
 """
 
@@ -21,26 +21,26 @@ from pipelines.quiet import quiet
 
 CONFIG_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENS = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
-"""How a tokenizer names them, and what they are in the published models."""
+"""Tokens of images: their names in tokenizer_config.json, and their values in the published models."""
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """What the vision tower takes of one image, and what tells it from others.
+    """One image as the vision tower takes it.
 
-    pixel_values: [3, image_size, image_size] float32. digest: the SHA-256 of these.
+    pixel_values: [3, image_size, image_size] float32. image_hash: the SHA-256 of these.
     """
 
     pixel_values: npt.NDArray[np.float32]
-    digest: bytes
+    image_hash: bytes
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """What a checkpoint says of the images in a prompt.
+    """The image processor of one checkpoint.
 
-    pixels: transformers' processor. placeholder: what stands for an image in the text; when it is expanded, it begins
-    the image's num_image_tokens times image_token, which eoi_token ends. image_token_id: of image_token.
+    pixels: transformers' processor. placeholder: the text that stands for an image; expanded, it is followed by
+    image_token, num_image_tokens times, and by eoi_token. image_token_id: the id of image_token.
     """
 
     pixels: Any
@@ -52,10 +52,10 @@ class ImageProcessor:
 
     @classmethod
     def from_checkpoint(cls, folder: Path, huggingface_config: Any) -> Self:
-        """With Gemma 3's own values where the folder has none of CONFIG_FILES, or its tokenizer names no token.
+        """Reads the processor of a folder; without CONFIG_FILES or names of tokens, it has Gemma 3's own values.
 
         Raises:
-            InputError: Files that can't be used, that ask for pan and scan, or for images that the tower doesn't take.
+            InputError: The files can't be used, ask for pan and scan, or make images of another size than the tower's.
         """
         tokens = _token_names(folder)
         return cls(
@@ -68,18 +68,18 @@ class ImageProcessor:
         )
 
     def process(self, image: Image.Image) -> ProcessedImage:
-        """An image of any size, resized and normalized."""
+        """Resizes and normalizes an image of any size."""
         pixel_values = _pixel_values(self.pixels, image)
         return ProcessedImage(pixel_values, hashlib.sha256(pixel_values.tobytes()).digest())
 
     def expand_placeholders(self, text: str) -> str:
-        """The text with room for the tokens of each image."""
+        """Replaces each placeholder by the tokens of an image and the text around them."""
         image = self.placeholder + self.image_token * self.num_image_tokens + self.eoi_token
         return text.replace(self.placeholder, f"\n\n{image}\n\n")
 
 
 def _load_processor(folder: Path, image_size: int) -> Any:
-    """transformers' processor, tried on an image of one pixel."""
+    """Loads transformers' processor and tries it on an image of one pixel."""
     with quiet():
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -94,7 +94,7 @@ def _load_processor(folder: Path, image_size: int) -> Any:
             shape, taken = list(_pixel_values(pixels, Image.new("RGB", (1, 1))).shape), [3, image_size, image_size]
             if shape != taken:
                 raise ValueError(f"it makes images of shape {shape}, but the model takes {taken}")
-        except Exception as error:  # wrong values raise errors of all kinds, in transformers and in Pillow
+        except Exception as error:  # wrong values raise errors of many types, in transformers and in Pillow
             raise InputError(f"{folder} has an image processor that can't be used: {error}") from error
     return pixels
 
@@ -104,7 +104,7 @@ def _pixel_values(pixels: Any, image: Image.Image) -> npt.NDArray[np.float32]:
 
 
 def _token_names(folder: Path) -> dict[str, str]:
-    """The tokens around and of an image, as tokenizer_config.json names them."""
+    """Reads the tokens around and of an image from tokenizer_config.json."""
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_bytes()) if file.is_file() else {}
     extra = config.get("extra_special_tokens")

@@ -25,21 +25,21 @@ DECODER_FOR_IMAGES = "decoder_for_images"
 VISION = "vision_tower"
 
 NUM_KEPT_IMAGES = 16
-"""Whose features are kept beyond their request: turns of a chat repeat their images."""
+"""Images whose features are kept beyond their request: the turns of a chat repeat them."""
 
 
 class Gemma3MultimodalModel(Gemma3Model):
-    """Gemma 3 with its vision tower. Three graphs: for steps of text, for steps of images, and the tower's own."""
+    """Gemma 3 with its vision tower. It has three graphs: for steps of text, for steps of images, and the tower's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._features: OrderedDict[bytes, Buffer] = OrderedDict()
         super().__init__(*args, **kwargs)
 
     def trace_graphs(self) -> dict[str, TracedGraph]:
-        """All three.
+        """Traces all three graphs.
 
         Raises:
-            InputError: A value in `vision_config` that the graph can't honour.
+            InputError: The vision graph does not support a value in `vision_config`.
         """
         config = self.config
         try:
@@ -60,8 +60,7 @@ class Gemma3MultimodalModel(Gemma3Model):
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
     ) -> DecoderBuffers:
-        """The inputs of a step, as for text; the rows of a step are images, or parts of images to their ends, either
-        all or none."""
+        """Builds the inputs of a step, whose rows are all text or all images (or the ends of images)."""
         inputs = super().prepare_initial_token_inputs(replica_batches, kv_cache_inputs, return_n_logits)
         images = [(context, image) for context in replica_batches[0] if (image := context.next_image)]
         if not images:
@@ -75,12 +74,12 @@ class Gemma3MultimodalModel(Gemma3Model):
         return self._run(DECODER if inputs.embeddings is None else DECODER_FOR_IMAGES, inputs)
 
     def _scheduled_rows(self, context: TextContext, image: ImageSpan) -> Buffer:
-        """The features of the image's tokens that the step computes, a view."""
+        """View of the features of those of the image's tokens that the step computes."""
         start = context.num_computed_tokens - image.start
         return self.features(image)[start : start + context.num_scheduled_tokens, :]
 
     def features(self, image: ImageSpan) -> Buffer:
-        """The vision tower's output for an image, [tokens, hidden_size] in the type of the activations, on the device.
+        """Vision tower's output for an image, [tokens, hidden_size] in the type of the activations, on the device.
 
         The image keeps it in place of its pixels, so that it outlives a preemption.
         """
@@ -100,10 +99,11 @@ class Gemma3MultimodalModel(Gemma3Model):
         return self._features[image.image_hash]
 
     def _joined(self, rows: Sequence[Buffer]) -> Buffer:
-        """The rows of all images in one buffer on the device."""
+        """Copies the rows of all images into one buffer on the device."""
         num_rows, width = sum(row.shape[0] for row in rows), rows[0].shape[1]
         joined = Buffer(self.config.dtype, [num_rows, width], self.devices[0])
         ends = np.cumsum([row.shape[0] for row in rows]).tolist()
         for row, end in zip(rows, ends, strict=True):
             joined[end - row.shape[0] : end, :].inplace_copy_from(row)
+        self.devices[0].synchronize()  # the copies run beside the caller, and on the CPU beside the next graph too
         return joined

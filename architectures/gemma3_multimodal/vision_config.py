@@ -1,4 +1,4 @@
-"""The image side of Gemma 3: what its graph needs to know.
+"""The configuration of Gemma 3's vision graph.
 
 Source: transformers' configuration_siglip.py and configuration_gemma3.py, whose names these are.
 """
@@ -27,15 +27,15 @@ FIELDS = (
     "hidden_act",
     "layer_norm_eps",
 )
-"""What is read from `vision_config` as it is."""
+"""Fields that are copied from `vision_config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The vision tower of one Gemma 3 model, and how its output becomes tokens.
+    """The configuration of one Gemma 3 vision tower, and of the projection of its output to tokens.
 
-    image_size, patch_size: pixels a side. mm_tokens_per_image: what an image becomes; text_hidden_size: their width.
-    dtype: of activations. encoding: of weight matrices. The tower lives on the first of the devices.
+    image_size, patch_size: pixels per side. mm_tokens_per_image: tokens of an image. text_hidden_size: their width.
+    dtype: of activations. encoding: of weight matrices. devices: those of the run; the tower lives on the first.
     """
 
     hidden_size: int
@@ -57,10 +57,16 @@ class VisionConfig:
     def from_huggingface(
         cls, huggingface_config: Any, dtype: DType, encoding: Encoding, devices: Sequence[DeviceRef]
     ) -> Self:
-        """From the configuration of the whole model.
+        """Creates the configuration from that of the whole model.
+
+        Args:
+            huggingface_config: The transformers configuration.
+            dtype: Type of activations.
+            encoding: Encoding of weight matrices.
+            devices: The devices of the run.
 
         Raises:
-            ValueError: A value that the graph can't honour, naming field and value.
+            ValueError: The graph does not support a value; the message names field and value.
         """
         vision = huggingface_config.vision_config
         if vision.model_type != "siglip_vision_model":
@@ -82,14 +88,17 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Size of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def patches_per_side(self) -> int:
+        """Number of patches along a side of an image."""
         return self.image_size // self.patch_size
 
     @property
     def tokens_per_side(self) -> int:
+        """Number of tokens along a side of an image."""
         return math.isqrt(self.mm_tokens_per_image)
 
     def _refuse_unsupported(self) -> None:

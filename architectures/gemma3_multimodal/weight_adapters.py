@@ -1,4 +1,4 @@
-"""Gemma 3 checkpoint names -> graph weight names, of text and images."""
+"""Gemma 3 checkpoint names -> graph weight names, of the text model and the vision tower."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ VISION_PREFIXES = {
     "multi_modal_projector.": "multi_modal_projector.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
-"""Of the hub's checkpoints, of those that transformers 5 saves, and as it names them in memory. The first that fits
-counts."""
+"""Prefixes in the hub's checkpoints, in those that transformers 5 saves, and in its memory -> the graph's. The first
+that matches counts."""
 
 
 def adapt_vision_name(name: str) -> str | None:
-    """The graph's name for a checkpoint tensor, or None for one of the text model."""
+    """Returns the graph's name for a checkpoint tensor, or None for one of the text model."""
     for prefix, adapted in VISION_PREFIXES.items():
         if name.startswith(prefix):
             return adapted + name.removeprefix(prefix)
@@ -28,6 +28,6 @@ def adapt_vision_name(name: str) -> str | None:
 
 
 def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
-    """The weight adapter of text and images."""
+    """Adapts the tensors of text model and vision tower."""
     renamed = rename(tensors, lambda name: adapt_vision_name(name) or adapt_text_name(name))
     return without_tied_head(renamed, huggingface_config)

@@ -1,6 +1,6 @@
 """Gemma 4 text, the whole forward pass. Reference: transformers' modeling_gemma4.py.
 
-P: the width of a layer's own embedding, L: layers.
+Shape suffixes: P width of a per-layer embedding, L layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Gemma4Config) -> TracedGraph:
-    """The graph of a finalized configuration."""
+    """Builds the graph of a finalized configuration."""
     return trace("gemma4", config, lambda weights, inputs: Gemma4(config, weights)(inputs))
 
 
@@ -61,9 +61,9 @@ class Gemma4:
         return logits(self.weights, config, self.norm, h, inputs, config.final_logit_softcapping)
 
     def per_layer_inputs(self, tokens: TensorValue, h_TD: TensorValue) -> Replicated:
-        """What each layer is told of each token: its row of the table, and a projection of its embedding. [T, L, P]
+        """Per-layer embeddings (PLE) [T, L, P] of each token: its row of the table, plus a projection of its embedding.
 
-        The table is larger than all the rest of a small model: it stays where it is, on disk if need be.
+        The table is larger than all the rest of a small model: it stays in the mapped file, and rows are looked up.
         """
         config, num_layers, size = self.config, len(self.config.layer_types), self.config.hidden_size_per_layer_input
         shape = [config.vocab_size_per_layer_input, num_layers * size]
@@ -79,7 +79,10 @@ class Gemma4:
         return broadcast((projected_TLP + rows_TLP) * math.sqrt(0.5), config.devices)
 
     def decoder_layer(self, h: Replicated, layer: int, batch: RaggedBatch) -> Replicated:
-        """h [T, D] -> [T, D], with a norm before and after each half."""
+        """Applies attention and MLP, with a norm before and after each: h [T, D] -> [T, D].
+
+        The last layers share keys and values with the last layer of their type before them (KV sharing).
+        """
         config, weights, signals, name = self.config, self.weights, batch.signal_buffers, f"layers.{layer}"
         layer_type, cached = config.layer_types[layer], config.cached_layer_types
         is_shared = layer >= len(cached)
@@ -93,7 +96,7 @@ class Gemma4:
         return add(h, self.normalize(all_reduce(parts, signals), f"{name}.post_feedforward_layernorm"))
 
     def add_per_layer_input(self, h: Replicated, name: str, inputs: Replicated) -> Replicated:
-        """The layer's own embedding [T, P] of each token, gated by the hidden state and projected: [T, D]."""
+        """Adds the layer's embedding of each token, gated by the hidden state and projected: [T, P] -> [T, D]."""
         config, size = self.config, self.config.hidden_size_per_layer_input
         gates = self.weights.replicated_matrices(f"{name}.per_layer_input_gate.weight", (size, config.hidden_size))
         projections = self.weights.replicated_matrices(
@@ -107,4 +110,5 @@ class Gemma4:
         return add(h, self.normalize(Replicated(x), f"{name}.post_per_layer_input_norm"))
 
     def normalize(self, x: Replicated, name: str) -> Replicated:
+        """Normalizes each row of x [T, D] with the weight `name`.weight."""
         return self.norm(self.weights, x, name, self.config.hidden_size)

@@ -1,4 +1,4 @@
-"""Gemma 4 text models, E2B, E4B and the dense 31B: what the graph needs to know.
+"""The configuration of Gemma 4 text models: E2B, E4B and the dense 31B.
 
 Source: transformers' configuration_gemma4.py, whose names these are.
 """
@@ -16,13 +16,13 @@ PER_LAYER_TABLE = "embed_tokens_per_layer.weight"
 
 @dataclass(kw_only=True)
 class Gemma4Config(DecoderConfig):
-    """One Gemma 4 text model on the devices of one run.
+    """The configuration of one Gemma 4 text model on the devices of one run.
 
-    global_head_dim, num_global_key_value_heads: of full layers; head_dim and num_key_value_heads are of sliding ones.
-    num_kv_shared_layers: how many of the last layers have no keys and values of their own; they read those of the last
-    layer of their type that has. use_double_wide_mlp: whether their feed-forward blocks are twice as wide.
-    attention_k_eq_v: whether values are the keys before norm and RoPE, in full layers.
-    hidden_size_per_layer_input: the width of each layer's own embedding; 0: there are none.
+    global_head_dim, num_global_key_value_heads: of full layers; head_dim and num_key_value_heads are those of sliding
+    layers. num_kv_shared_layers: the number of last layers without keys and values of their own (KV sharing); they read
+    those of the last layer of their type that has. use_double_wide_mlp: whether their feed-forward blocks are twice as
+    wide. attention_k_eq_v: whether values are the keys before norm and RoPE, in full layers.
+    hidden_size_per_layer_input: the width of per-layer embeddings (PLE); 0: there are none.
     """
 
     global_head_dim: int

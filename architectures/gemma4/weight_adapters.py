@@ -11,18 +11,18 @@ IMAGE_AND_AUDIO_PREFIXES = ("model.vision_tower.", "model.audio_tower.", "model.
 
 
 def adapt_name(name: str) -> str | None:
-    """The graph's name for a checkpoint tensor, or None for one of the image and audio sides.
+    """Returns the graph's name for a checkpoint tensor, or None for one of the vision and audio parts.
 
     Raises:
-        KeyError: A name that no Gemma 4 checkpoint has.
+        KeyError: No Gemma 4 checkpoint has this name.
     """
     return adapt_text_name(name, IMAGE_AND_AUDIO_PREFIXES)
 
 
 def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
-    """The weight adapter of the text model.
+    """Adapts the tensors of the text model.
 
-    The keys and values that checkpoints store for layers that share those of others are never read.
+    The keys and values that checkpoints store for layers with KV sharing are dropped: they are never read.
     """
     text = huggingface_config.get_text_config()
     shared = range(text.num_hidden_layers - text.num_kv_shared_layers, text.num_hidden_layers)

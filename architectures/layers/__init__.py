@@ -1,5 +1,5 @@
 """Functions over graph values that the architectures share.
 
-Every function takes and gives `Shards`: a list with one value a device. Activations are whole on each device
-between blocks; heads and mlp columns are split inside them, and one sum over the devices ends each block.
+A value on several devices is a list with one graph value per device. Between blocks activations are `Replicated`,
+inside a block heads and mlp columns are `Sharded`, and its result is `Partial`, which `all_reduce` sums.
 """

@@ -1,4 +1,4 @@
-"""Grouped-query attention over the paged cache, ragged."""
+"""Grouped-query attention of ragged rows over the paged cache."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from kv_cache import PageGroup
 from pipelines.loading.weight_spec import WeightSource
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-"""The types of layers; a page group and a RoPE table of the same name belong to each."""
+"""Layer types; a page group and a RoPE table of the same name belong to each."""
 
 MIN_CPU_WINDOW = 128
-"""The CPU kernel's sliding mask does not compile for a window below its unrolled vector width."""
+"""Smallest window on CPU: below its unrolled vector width the kernel's sliding mask does not compile."""
 
 
 MASKS = {
@@ -30,15 +30,15 @@ MASKS = {
     (True, False): MHAMaskVariant.NULL_MASK,
     (True, True): MHAMaskVariant.SLIDING_WINDOW_NONCAUSAL_MASK,
 }
-"""By whether attention is bidirectional, and whether it slides."""
+"""Masks by (is bidirectional, is sliding)."""
 
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """Where the ragged rows of a step are, in the batch and in the cache, on each device.
+    """Offsets, positions and pages of a step's ragged rows, on each device.
 
-    row_offsets [B + 1], position_ids [1, T]. freqs_cis: the RoPE tables [positions, H] by layer type, pages: the cache
-    by page group; both with an entry for each device.
+    row_offsets [B + 1]. position_ids [1, T]. freqs_cis: the RoPE tables [positions, H] by layer type, one per device.
+    pages: the cache by page group, one entry per device.
     """
 
     row_offsets: Replicated
@@ -52,13 +52,13 @@ class RaggedBatch:
 class Attention:
     """The attention of one layer type.
 
-    group: the page group that its keys and values live in (with their window, if any).
-    scale: what the scores are multiplied by.
+    group: the page group of its keys and values, with their window, if any.
+    scale: the factor of the scores.
     bias: whether the projections have biases.
-    qk_norm: how queries and keys are normalized, head by head, before RoPE.
-    v_norm: how values are, without a weight.
-    has_values: whether there is a projection for values; without one, they are the keys before norm and RoPE.
-    bidirectional: whether a token sees all of its chunk, or only those before it.
+    qk_norm: the norm of queries and keys (QK-norm), head by head, before RoPE.
+    v_norm: the norm of values, without a weight.
+    has_values: whether values have a projection; otherwise they are the keys before norm and RoPE.
+    bidirectional: whether a token sees all tokens of its chunk, or only those before it.
     """
 
     hidden_size: int
@@ -74,10 +74,15 @@ class Attention:
     def __call__(
         self, weights: WeightTable, x: Replicated, name: str, index: int, batch: RaggedBatch, stores: bool = True
     ) -> Partial:
-        """x [T, D] -> [T, D]: parts, to be summed over the devices.
+        """Applies attention: x [T, D] -> [T, D], to be summed over the devices.
 
-        index: the place of the layer's keys and values in the page group. stores: False for a layer without keys and
-        values of its own, which reads those that another one has stored there.
+        Args:
+            weights: The weights of the graph.
+            x: The hidden states.
+            name: Prefix of the layer's weights.
+            index: Place of the layer's keys and values in the page group.
+            batch: The rows of the step.
+            stores: False for a layer with KV sharing, which reads keys and values that another layer has stored.
         """
         sources = self._projections(name, stores)
         qkv = column_parallel(weights, x, f"{name}.{''.join(sources)}_proj", list(sources.values()), self.bias)
@@ -96,7 +101,7 @@ class Attention:
         return row_parallel(weights, Sharded(attended), out, self.bias)
 
     def _projections(self, name: str, stores: bool) -> dict[str, WeightSource]:
-        """The projections of queries, keys and values that the layer has, each cut by heads."""
+        """Projections of queries, keys and values that the layer has, each cut by heads."""
         counts = {"q": self.num_heads}
         if stores:
             counts |= dict.fromkeys("kv" if self.has_values else "k", self.group.num_kv_heads)
@@ -108,17 +113,17 @@ class Attention:
         }
 
     def _norm_weights(self, weights: WeightTable, name: str, letters: Iterable[str]) -> list[dict[str, TensorValue]]:
-        """Of queries and keys, for each device."""
+        """QK-norm weights of queries and keys, for each device."""
         normed = [letter for letter in letters if letter != "v"] if self.qk_norm else []
-        copies = {
+        replicas = {
             letter: weights.replicated(f"{name}.{letter}_norm.weight", [self.group.head_dim]) for letter in normed
         }
-        return [{letter: copy[i] for letter, copy in copies.items()} for i in range(len(weights.devices))]
+        return [{letter: shards[i] for letter, shards in replicas.items()} for i in range(len(weights.devices))]
 
     def _normalize(
         self, qkv: TensorValue, num_heads: Mapping[str, int], norms: Mapping[str, TensorValue]
     ) -> TensorValue:
-        """[T, heads * H] -> [T, heads, H]: queries, keys and values, normalized head by head."""
+        """Normalizes queries, keys and values head by head: [T, heads * H] -> [T, heads, H]."""
         head_dim = self.group.head_dim
         qkv = qkv.reshape((-1, sum(num_heads.values()), head_dim))
         if self.qk_norm is None:
@@ -133,7 +138,7 @@ class Attention:
     def _rotate_and_store(
         self, qkv_TNH: TensorValue, device: int, num_heads: int, layer: TensorValue, batch: RaggedBatch
     ) -> TensorValue:
-        """Rotates queries and keys, stores keys and values: the queries [T, N, H]."""
+        """Rotates queries and keys, stores keys and values, and returns the queries [T, N, H]."""
         q = rope_split_store_ragged(
             self.group.max_params,
             qkv_TNH.reshape((qkv_TNH.shape[0], -1)),
@@ -152,7 +157,7 @@ class Attention:
         return rope_ragged_with_position_ids(q_TNH, freqs_cis, position_ids, interleaved=False)
 
     def _attend(self, q_TNH: TensorValue, device: int, layer: TensorValue, batch: RaggedBatch) -> TensorValue:
-        """[T, N, H] -> [T, N * H]"""
+        """Attends to the cached keys and values: [T, N, H] -> [T, N * H]."""
         window = self.group.window
         a = flash_attention_ragged(
             self.group.max_params,

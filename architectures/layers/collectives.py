@@ -1,4 +1,4 @@
-"""Values on several devices: copies of one, and sums of parts."""
+"""Collectives: broadcasts and sums over the devices of a graph."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from architectures.layers.weights import Partial, Replicated
 
 
 def broadcast(x: TensorValue, devices: Sequence[DeviceRef]) -> Replicated:
-    """The same value on every device."""
+    """Copies a value to every device."""
     return Replicated([x if device == x.device else x.to(device) for device in devices])
 
 
 def all_reduce(parts: Partial, signal_buffers: Sequence[BufferValue]) -> Replicated:
-    """The sum of the parts, on every device.
+    """Sums the parts, with the result on every device.
 
-    Shards that share the CPU are added there, so that tensor parallelism can be tested without accelerators.
+    Parts that are all on the CPU are added there, so that tensor parallelism can be tested without GPUs.
     """
     if len(parts) == 1:
         return Replicated(list(parts))
@@ -28,5 +28,5 @@ def all_reduce(parts: Partial, signal_buffers: Sequence[BufferValue]) -> Replica
 
 
 def add(x: Replicated, y: Replicated) -> Replicated:
-    """The sums, device by device."""
+    """Adds two values, device by device."""
     return Replicated([a + b for a, b in zip(x, y, strict=True)])

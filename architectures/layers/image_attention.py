@@ -1,4 +1,4 @@
-"""Attention of the patches of an image to one another, in both directions."""
+"""Bidirectional attention between the patches of an image."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from max.nn.kernels import flash_attention_gpu
 
 
 def image_attention(q_IPNH: TensorValue, k_IPNH: TensorValue, v_IPNH: TensorValue, scale: float) -> TensorValue:
-    """softmax(q @ k.T * scale) @ v for each head of each image: [images I, patches P, heads N, head dim H].
+    """Computes softmax(q @ k.T * scale) @ v for each head of each image: [images I, patches P, heads N, head dim H].
 
-    No device holds the scores of all heads at once. On the CPU a kernel of ours takes float32.
+    The scores of all heads are never in memory at once. On CPU our own kernel computes in float32.
     """
     if not q_IPNH.device.is_cpu():
         return flash_attention_gpu(q_IPNH, k_IPNH, v_IPNH, MHAMaskVariant.NULL_MASK, scale)

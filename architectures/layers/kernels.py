@@ -1,4 +1,4 @@
-"""Our Mojo kernels as a library that graphs can be declared with."""
+"""The library of our Mojo kernels, compiled for the graphs that use them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOURCES = Path(__file__).parents[1] / "kernels"
 
 
 def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
-    """What a graph on these devices has to be declared with; the kernels are for the CPU."""
+    """Custom extensions of a graph on these devices; our kernels are for the CPU."""
     return [kernel_library()] if any(device.is_cpu() for device in devices) else []
 
 
@@ -29,23 +29,23 @@ def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
 def kernel_library() -> Path:
     """Compiles the kernels, once for each version of them and of MAX, in about ten seconds; the result stays on disk.
 
-    MAX would compile a folder of sources anew for every graph.
+    MAX itself would compile a folder of sources again for every graph.
 
     Raises:
-        InputError: XDG_CACHE_HOME or the temporary folder can't be written, or the kernels can't be compiled.
+        InputError: XDG_CACHE_HOME or the temporary folder is not writable, or the kernels can't be compiled.
     """
     content = version("max").encode() + b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.mojo")))
     name = f"kernels_{hashlib.sha256(content).hexdigest()[:16]}.mojoc"
     chosen = os.environ.get("XDG_CACHE_HOME")
     try:
         return _compile_into(Path(chosen or Path.home() / ".cache") / "graph-pipelines", name)
-    except RuntimeError:  # no home is known
+    except RuntimeError:  # the user has no home
         pass
     except OSError as error:
         if chosen:
             raise _not_writable(chosen, error) from None
-    # Nobody chose this home: containers run as users without one, and ten seconds a start serve them better than a
-    # refusal. Not a fixed name under /tmp: another user could put a library of his own there.
+    # The home is missing or not writable, as in containers that run as another user: ten seconds per start are better
+    # than a refusal. The folder has no fixed name under /tmp, where another user could put a library.
     return _compile_for_this_process(name)
 
 
@@ -53,7 +53,7 @@ def _compile_into(folder: Path, name: str) -> Path:
     library = folder / name
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as temporary:  # then renamed, so that nobody reads half a file
+        with TemporaryDirectory(dir=folder) as temporary:  # then renamed, so that no process reads half a file
             _compile(Path(temporary) / name).replace(library)
     return library
 
@@ -81,6 +81,6 @@ def _compile(library: Path) -> Path:
 
 
 def _not_writable(folder: str, error: OSError) -> InputError:
-    """Names the folder that refused, or else the one that was asked for."""
+    """Error that names the folder that is not writable, or the one that was asked for."""
     reason = f"{error.filename or folder} ({error.strerror})"
     return InputError(f"can't write {reason}: set XDG_CACHE_HOME to a folder of yours")

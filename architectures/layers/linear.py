@@ -12,16 +12,21 @@ from pipelines.loading.weight_spec import WeightSource
 
 
 def matmul(x_TI: TensorValue, matrix: Matrix) -> TensorValue:
-    """x [T, in] @ matrix [out, in].T -> [T, out]."""
+    """Computes x [T, in] @ matrix [out, in].T -> [T, out]."""
     return matrix.encoding.matmul(x_TI, matrix)
 
 
 def column_parallel(
     weights: WeightTable, x: Replicated, name: str, sources: Sequence[WeightSource], bias: bool = False
 ) -> Sharded:
-    """x [T, in] times stacked matrices [out, in]: each device gives its share of every one's outputs.
+    """Multiplies x [T, in] by stacked matrices [out, in]; each device computes its share of every matrix's outputs.
 
-    name: of the weight in the graph, without `.weight`. bias: whether each matrix has one.
+    Args:
+        weights: The weights of the graph.
+        x: The activations.
+        name: Name of the weight in the graph, without `.weight`.
+        sources: The matrices, cut along their outputs.
+        bias: Whether each matrix has a bias.
     """
     matrices = weights.matrices(f"{name}.weight", sources)
     y = [matmul(shard, matrix) for shard, matrix in zip(x, matrices, strict=True)]
@@ -32,7 +37,7 @@ def column_parallel(
 
 
 def row_parallel(weights: WeightTable, x: Sharded, source: WeightSource, bias: bool = False) -> Partial:
-    """Each device's x [T, in / devices] times its columns of the matrix [out, in]: parts whose sum is the product.
+    """Multiplies each device's x [T, in / devices] by its columns of a matrix [out, in]; the sum is the product.
 
     The bias is added once, on the first device.
     """

@@ -1,4 +1,4 @@
-"""The positions that become logits, and the greedy choice at each."""
+"""The positions whose logits are returned, and the greedy choice at each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from pipelines.pipeline_model import ReturnLogits
 def select_positions(
     h_TD: TensorValue, row_offsets: TensorValue, return_n_logits: TensorValue, mode: ReturnLogits
 ) -> tuple[TensorValue, TensorValue]:
-    """The positions whose logits are wanted, [M, D], and their row offsets [B + 1].
+    """Selects the positions whose logits are returned: their hidden states [M, D], and their row offsets [B + 1].
 
-    last_token: one a row. all: every one. variable: the last return_n_logits of each row; a row that has fewer
-    repeats its first position in front, so that every row gives as many.
+    Args:
+        h_TD: The hidden states of all positions.
+        row_offsets: [B + 1] of the rows.
+        return_n_logits: [1], for `VARIABLE`.
+        mode: `LAST_TOKEN`: one position per row. `ALL`: every position. `VARIABLE`: the last return_n_logits of each
+            row; a shorter row repeats its first position in front, so that all rows have equally many.
     """
     if mode == ReturnLogits.ALL:
         return h_TD, row_offsets
@@ -37,20 +41,20 @@ def select_positions(
 
 
 def _arange(dim: Dim, device: DeviceRef) -> TensorValue:
-    """0, 1, ... up to the symbolic dimension, [dim] int64."""
+    """Numbers 0, 1, ... below the symbolic dimension, [dim] int64."""
     start = ops.constant(0, DType.int64, DeviceRef.CPU())
     return ops.range(start, TensorValue(dim), 1, out_dim=dim, dtype=DType.int64, device=device)
 
 
 def last_of_each_row(logits_MV: TensorValue, logit_offsets: TensorValue) -> TensorValue:
-    """The logits of each row's last position, [B, V]."""
+    """Logits of each row's last position, [B, V]."""
     return ops.gather(logits_MV, ops.cast(logit_offsets[1:], DType.int64) - 1, axis=0)
 
 
 def greedy_choice(logits_MV: TensorValue) -> tuple[TensorValue, TensorValue]:
-    """The likeliest token of each position, [M] int64, and its logit [M], which is not finite if no token is likeliest.
+    """Likeliest token of each position, [M] int64, and its logit [M], which is not finite if no token is likeliest.
 
-    The maximum alone would pass over a NaN: it is infinite where there is one.
+    A plain maximum would ignore NaN: here it is infinite if there is one.
     """
     nan = ops.is_nan(logits_MV)
     largest = ops.max(ops.where(nan, ops.constant(math.inf, DType.float32, logits_MV.device), logits_MV), axis=-1)

@@ -11,7 +11,16 @@ from pipelines.loading.weight_spec import WeightSource
 
 
 def gated_mlp(weights: WeightTable, x: Replicated, name: str, hidden: int, size: int, activation: str) -> Partial:
-    """down(activation(gate(x)) * up(x)) over [T, D]: parts, to be summed over the devices."""
+    """Computes down(activation(gate(x)) * up(x)): x [T, D] -> [T, D], to be summed over the devices.
+
+    Args:
+        weights: The weights of the graph.
+        x: The hidden states.
+        name: Prefix of the block's weights.
+        hidden: D.
+        size: Width between the projections.
+        activation: Name in `ACTIVATIONS`.
+    """
     gates = [WeightSource(f"{name}.{part}_proj.weight", (size, hidden), axis=0, units=size) for part in ("gate", "up")]
     gate_up = column_parallel(weights, x, f"{name}.gate_up_proj", gates)
     width = gates[0].shard_size(len(x))

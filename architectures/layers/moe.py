@@ -1,4 +1,4 @@
-"""A feed-forward block of experts, of which a router chooses a few for each token."""
+"""Mixture of experts: a feed-forward block of experts, of which a router chooses a few for each token."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipelines.loading.weight_spec import WeightSource
 
 @dataclass(frozen=True)
 class MixtureOfExperts:
-    """Gated feed-forward blocks of the same shape.
+    """A mixture of gated feed-forward blocks of the same shape.
 
-    size: the width of one expert. num_experts_per_tok: experts that a token is sent to. norm_topk_prob: whether their
-    weights are scaled to sum to 1.
+    size: the width of one expert. num_experts_per_tok: experts to which a token is dispatched. norm_topk_prob: whether
+    their weights are scaled to sum to 1.
     """
 
     hidden_size: int
@@ -31,7 +31,7 @@ class MixtureOfExperts:
     activation: str
 
     def __call__(self, weights: WeightTable, x: Replicated, name: str) -> Partial:
-        """x [T, D] -> [T, D]: parts, to be summed over the devices. Each device has a share of every expert."""
+        """Applies the experts: x [T, D] -> [T, D], to be summed over the devices, each with a share of every expert."""
         size, hidden, experts = self.size, self.hidden_size, [f"{name}.experts.{i}" for i in range(self.num_experts)]
         ups = [f"{expert}.{part}_proj.weight" for expert in experts for part in ("gate", "up")]
         gate_up = weights.matrices(
@@ -54,7 +54,7 @@ class MixtureOfExperts:
         return ops.squeeze(ops.sum(weighted, axis=1), 1)
 
     def _route(self, x_TD: TensorValue, router: Matrix) -> tuple[TensorValue, TensorValue]:
-        """Each token's experts [T, num_experts_per_tok] int32, and their weights, float32."""
+        """Chooses each token's experts: their weights [T, num_experts_per_tok] float32, and their numbers, int32."""
         probabilities = ops.softmax(ops.cast(matmul(x_TD, router), DType.float32), axis=-1)
         scores, chosen = ops.top_k(probabilities, self.num_experts_per_tok, axis=-1)
         if self.norm_topk_prob:
@@ -63,8 +63,10 @@ class MixtureOfExperts:
 
 
 class _Dispatch:
-    """R = T * num_experts_per_tok rows, each with its expert. On GPU they are sorted by expert, on CPU the kernel does
-    that."""
+    """The dispatch of R = T * num_experts_per_tok rows to their experts.
+
+    On GPU the rows are sorted by expert; on CPU the kernel sorts.
+    """
 
     def __init__(self, chosen: TensorValue, num_experts: int) -> None:
         experts_R, self.num_experts_per_tok = chosen.reshape((-1,)), int(chosen.shape[1])
@@ -75,17 +77,17 @@ class _Dispatch:
             self.rows = ExpertRows(num_experts, experts_R, starts, ids, usage)
 
     def dispatch(self, x_TD: TensorValue) -> TensorValue:
-        """The tokens' values as `matmul` takes them."""
+        """Arranges the tokens' rows as `matmul` takes them."""
         if x_TD.device.is_cpu():
             return x_TD
         return ops.gather(x_TD, ops.cast(self.order // self.num_experts_per_tok, DType.int32), axis=0)
 
     def matmul(self, x: TensorValue, matrix: Matrix) -> TensorValue:
-        """Each row times its expert's matrix, of those that are stacked in [E * out, in]: [R, out]."""
+        """Multiplies each row by its expert's matrix, of those that are stacked in [E * out, in]: [R, out]."""
         return matrix.encoding.expert_matmul(x, matrix, self.rows)
 
     def combine(self, y_RD: TensorValue) -> TensorValue:
-        """Rows in the order of the tokens."""
+        """Restores the order of the tokens."""
         return y_RD if y_RD.device.is_cpu() else ops.gather(y_RD, self.restore, axis=0)
 
 

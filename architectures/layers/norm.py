@@ -11,8 +11,9 @@ from architectures.layers.weights import Replicated, WeightTable
 
 @dataclass(frozen=True)
 class RMSNorm:
-    """How a family normalizes: epsilon, what is added to the weight, and whether the product precedes the cast.
+    """The normalization of a family.
 
+    weight_offset: is added to the weight. multiply_before_cast: whether the product with the weight precedes the cast:
     Gemma 3 multiplies by (1 + weight) in float32 and casts afterwards; Llama and Qwen cast first.
     """
 
@@ -22,8 +23,8 @@ class RMSNorm:
 
     def __call__(self, weights: WeightTable, x: Replicated, name: str, size: int) -> Replicated:
         """Normalizes the last axis, of `size`, of each device's x with the weight `name`.weight."""
-        copies = weights.replicated(f"{name}.weight", [size])
-        return Replicated([self.apply(shard, weight) for shard, weight in zip(x, copies, strict=True)])
+        replicas = weights.replicated(f"{name}.weight", [size])
+        return Replicated([self.apply(shard, weight) for shard, weight in zip(x, replicas, strict=True)])
 
     def apply(self, x: TensorValue, weight: TensorValue) -> TensorValue:
         """Normalizes the last axis of one device's x with a weight of that size."""

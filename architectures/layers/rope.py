@@ -1,4 +1,4 @@
-"""Rotary position embeddings (https://arxiv.org/abs/2104.09864), as tables made on the host.
+"""Rotary position embeddings (https://arxiv.org/abs/2104.09864), as tables that are made on the host.
 
 Every step is rounded to float32 where transformers' modeling_rope_utils.py rounds it: one unit in the last place of a
 frequency is 7e-3 in a cosine at position 131,071. Powers and cosines are computed in float64 and rounded once, so that
@@ -16,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 Frequencies = npt.NDArray[np.float32]
-"""[head_dim / 2]: radians a position, of each pair of a head's values."""
+"""Radians per position, of each pair of a head's values: [head_dim / 2]."""
 Periods = npt.NDArray[np.float32]
-"""[head_dim / 2]: positions a radian, before any scaling."""
+"""Positions per radian, before any scaling: [head_dim / 2]."""
 
 ONE = np.float32(1)
 
 
 @dataclass(frozen=True)
 class RopeParameters:
-    """RoPE of one layer type.
+    """The RoPE of one layer type.
 
-    theta: the base period. rope_type: how the frequencies are scaled, with the `options` that this kind takes.
+    theta: the base period. rope_type: the scaling of the frequencies. options: its parameters, as in config.json.
     """
 
     theta: float
@@ -39,35 +39,35 @@ class RopeParameters:
         """Reads one entry of `rope_parameters`.
 
         Raises:
-            ValueError: A kind of scaling that is not built, or one that lacks an option, naming the field.
+            ValueError: The rope_type is not supported, or lacks an option; the message names the field.
         """
-        kind = parameters.get("rope_type", "default")
-        if kind not in ROPE_TYPES:
-            raise ValueError(f"{field}.rope_type {kind!r} is not supported ({', '.join(ROPE_TYPES)} are)")
+        rope_type = parameters.get("rope_type", "default")
+        if rope_type not in ROPE_TYPES:
+            raise ValueError(f"{field}.rope_type {rope_type!r} is not supported ({', '.join(ROPE_TYPES)} are)")
         factor = parameters.get("partial_rotary_factor", 1.0)
-        if kind != "proportional" and factor != 1.0:
-            raise ValueError(f"{field}.partial_rotary_factor {factor} is not supported with rope_type {kind!r}")
-        rope = cls(float(parameters["rope_theta"]), kind, dict(parameters))
+        if rope_type != "proportional" and factor != 1.0:
+            raise ValueError(f"{field}.partial_rotary_factor {factor} is not supported with rope_type {rope_type!r}")
+        rope = cls(float(parameters["rope_theta"]), rope_type, dict(parameters))
         try:
             rope.frequencies(64)
         except KeyError as missing:
-            raise ValueError(f"{field} has no {missing}, which rope_type {kind!r} needs") from None
+            raise ValueError(f"{field} has no {missing}, which rope_type {rope_type!r} needs") from None
         return rope
 
     def frequencies(self, head_dim: int) -> Frequencies:
-        """[head_dim / 2]: the scaled frequencies."""
+        """Scaled frequencies, [head_dim / 2]."""
         return ROPE_TYPES[self.rope_type](_periods(self.theta, head_dim), self.theta, self.options)
 
     @property
     def attention_factor(self) -> float:
-        """The factor of all cosines and sines: 1, but for YaRN."""
+        """Factor of all cosines and sines: 1, except for YaRN."""
         return _yarn_attention_factor(self.options) if self.rope_type == "yarn" else 1.0
 
     def table(self, num_positions: int, head_dim: int, first_position: int = 0) -> npt.NDArray[np.float32]:
-        """[num_positions - first_position, head_dim]: (cos, sin) pairs of the angle of each frequency.
+        """Computes (cos, sin) pairs of the angle of each frequency, [num_positions - first_position, head_dim].
 
-        The rows are those of the positions from `first_position` up to `num_positions`, the same whether a table is
-        made at once or by parts.
+        The rows are those of the positions from `first_position` up to `num_positions`; they do not depend on whether a
+        table is made at once or in parts.
         """
         positions = np.arange(first_position, num_positions).astype(np.float32)
         angles = np.outer(positions, self.frequencies(head_dim))
@@ -80,7 +80,7 @@ class RopeParameters:
 
 
 def _periods(theta: float, head_dim: int) -> Periods:
-    """Powers of theta, rounded correctly; those of torch's own `pow` may be one unit in the last place off."""
+    """Powers of theta, rounded correctly; those of torch's own `pow` may differ by one unit in the last place."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return (float(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
 
@@ -90,20 +90,20 @@ def _default(periods: Periods, theta: float, options: Mapping[str, Any]) -> Freq
 
 
 def _linear(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
-    """Positions are divided by the factor (https://arxiv.org/abs/2306.15595)."""
+    """Linear scaling: positions are divided by the factor (https://arxiv.org/abs/2306.15595)."""
     return ONE / periods / np.float32(options["factor"])
 
 
 def _proportional(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
-    """Gemma 4: a head's first pairs turn as they would if all did, the others stand still."""
-    num_turning = int(options.get("partial_rotary_factor", 1.0) * (2 * len(periods)) // 2)
+    """Gemma 4: only a head's first pairs are rotated, with the frequencies that they have if all are."""
+    num_rotated = int(options.get("partial_rotary_factor", 1.0) * (2 * len(periods)) // 2)
     frequencies = ONE / periods
-    frequencies[num_turning:] = 0
+    frequencies[num_rotated:] = 0
     return frequencies / np.float32(options.get("factor", 1.0))
 
 
 def _llama3(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
-    """Llama 3.1: long waves are divided by the factor, short ones kept, those between are blended.
+    """Llama 3.1: frequencies of long waves are divided by the factor, of short waves kept, of others blended.
 
     torch divides a number by a tensor in two steps, each rounded: the reciprocal, then the product.
     """
@@ -119,7 +119,7 @@ def _llama3(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequ
 
 
 def _yarn(periods: Periods, theta: float, options: Mapping[str, Any]) -> Frequencies:
-    """YaRN (https://arxiv.org/abs/2309.00071): as Llama 3, but blended over the index of the pair."""
+    """YaRN (https://arxiv.org/abs/2309.00071): as for Llama 3, but blended by the index of the pair."""
     length, num_pairs = options["original_max_position_embeddings"], len(periods)
 
     def pair_that_turns(num_turns: float) -> float:
@@ -156,4 +156,4 @@ ROPE_TYPES: Mapping[str, Callable[[Periods, float, Mapping[str, Any]], Frequenci
     "yarn": _yarn,
     "proportional": _proportional,
 }
-"""By the name in config.json."""
+"""Scalings of the frequencies by their names in config.json."""

@@ -1,4 +1,4 @@
-"""Weights as a graph declares them: where they live, how devices share them, which checkpoint tensors they are made of."""
+"""The declaration of a graph's weights: their devices, their shards, and the checkpoint tensors they are made of."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 
 Replicated = NewType("Replicated", list[TensorValue])
-"""One value a device, equal on all of them."""
+"""Values, one per device, that are equal on all devices."""
 Sharded = NewType("Sharded", list[TensorValue])
-"""One value a device: its heads or columns of a whole."""
+"""Values, one per device: each device's heads or columns of a whole."""
 Partial = NewType("Partial", list[TensorValue])
-"""One value a device, which are to be summed: `all_reduce` makes them `Replicated`."""
+"""Values, one per device, whose sum is the result: `all_reduce` makes them `Replicated`."""
 
 
 class WeightTable:
-    """The weights that a graph has declared, in order; `specs` tells the loader how to make them.
+    """The weights that a graph has declared.
 
-    dtype: of the activations, and of vectors such as norms and biases. encoding: of matrices, where it can hold them.
+    dtype: of the activations, and of vectors such as norms and biases. encoding: of matrices, if it can hold them.
     devices: the devices of the graph. stored: types of the checkpoint's tensors, by the graph's names. quant_config:
-    how those in float8 are scaled.
+    scaling of tensors in float8. specs: the specifications of the weights for the loader, in order.
     """
 
     def __init__(
@@ -42,33 +42,32 @@ class WeightTable:
         self._declared: dict[str, TensorValue] = {}
 
     def on_first_device(self, name: str, shape: Sequence[int]) -> TensorValue:
-        """A weight [*shape] in the type of the activations that lives on the first device alone."""
+        """Declares a weight [*shape] in the type of the activations on the first device only."""
         return self._declare(self._spec(name, [WeightSource(name, tuple(shape))], self.dtype, shard=0))
 
     def replicated(self, name: str, shape: Sequence[int]) -> Replicated:
-        """A weight [*shape] in the type of the activations that every device has whole."""
+        """Declares a weight [*shape] in the type of the activations, whole on every device."""
         return Replicated(self._on_all_devices(name, [WeightSource(name, tuple(shape))], self.dtype))
 
     def stacked(self, name: str, sources: Sequence[WeightSource]) -> Sharded:
-        """Vectors in a row, each device with its share of every source: [sum of shares]."""
+        """Declares concatenated vectors, each device with its share of every source: [sum of shares]."""
         return Sharded(self._on_all_devices(name, sources, self.dtype))
 
     def lookup_table(self, name: str, shape: Sequence[int]) -> TensorValue:
-        """A matrix [*shape] that stays on the host, in the type it is stored in: the mapped file, of which few rows
-        are ever read."""
+        """Declares a matrix [*shape] that stays on the host, in its stored type: rows are read from the mapped file."""
         dtype = self.stored.get(name, self.dtype)
         return self._declare(WeightSpec(name, dtype, (WeightSource(name, tuple(shape)),), is_on_host=True))
 
     def matrices(self, name: str, sources: Sequence[WeightSource]) -> list[Matrix]:
-        """Matrices stacked along axis 0, each device with its share of every source, in the encoding that holds them."""
+        """Declares matrices stacked along axis 0, each device with its share of every source."""
         return self._holding(sources).declare(self._on_all_devices, name, sources, self.quant_config)
 
     def replicated_matrices(self, name: str, shape: tuple[int, int]) -> list[Matrix]:
-        """A matrix [out, in] that every device has whole."""
+        """Declares a matrix [out, in], whole on every device."""
         return self.matrices(name, [WeightSource(name, shape)])
 
     def matrix_on_first_device(self, name: str, shape: tuple[int, int]) -> Matrix:
-        """A matrix [out, in] that lives on the first device alone."""
+        """Declares a matrix [out, in] on the first device only."""
 
         def declare(name: str, sources: Sequence[WeightSource], dtype: DType) -> list[TensorValue]:
             return [self._declare(self._spec(name, sources, dtype, shard=0))]
@@ -78,7 +77,7 @@ class WeightTable:
         return matrix
 
     def _holding(self, sources: Sequence[WeightSource]) -> Encoding:
-        """The first of the encoding and its fallbacks that can hold the sources."""
+        """First of the encoding and its fallbacks that can hold the sources."""
         encoding, num_shards = self.encoding, len(self.devices)
         while not encoding.can_hold(sources, num_shards, self.stored, self.quant_config):
             assert encoding.fallback is not None
@@ -93,10 +92,10 @@ class WeightTable:
         return WeightSpec(name, dtype, tuple(sources), shard, len(self.devices), self.quant_config)
 
     def _declare(self, spec: WeightSpec) -> TensorValue:
-        """A weight that is asked for twice, as a tied head is, is the same one.
+        """Declares a weight, or returns the one that has this name, as for a tied head.
 
-        It is declared as living on its device, where the loader puts it: by default MAX would expect it in host memory,
-        and move it within the graph.
+        It is declared as living on its device, where the loader places it: by default MAX would expect it in host
+        memory, and move it within the graph.
         """
         if spec.name not in self._declared:
             self.specs.append(spec)

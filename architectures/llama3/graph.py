@@ -14,7 +14,7 @@ from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Llama3Config) -> TracedGraph:
-    """The graph of a finalized configuration."""
+    """Builds the graph of a finalized configuration."""
     return trace("llama3", config, lambda weights, inputs: Llama3(config, weights)(inputs))
 
 
@@ -42,7 +42,7 @@ class Llama3:
         return logits(self.weights, config, self.norm, h, inputs)
 
     def decoder_layer(self, h: Replicated, index: int, batch: RaggedBatch) -> Replicated:
-        """h [T, D] -> [T, D], with a norm before each half."""
+        """Applies attention and MLP, with a norm before each: h [T, D] -> [T, D]."""
         config, weights, signals, name = self.config, self.weights, batch.signal_buffers, f"layers.{index}"
         x = self.norm(weights, h, f"{name}.input_layernorm", config.hidden_size)
         h = add(h, all_reduce(self.attention(weights, x, f"{name}.self_attn", index, batch), signals))

@@ -1,4 +1,4 @@
-"""Llama 3.1 and 3.2 text models: what the graph needs to know.
+"""The configuration of Llama 3.1 and 3.2 text models.
 
 Source: transformers' configuration_llama.py, whose names these are.
 """
@@ -13,7 +13,7 @@ from architectures.decoder.config import DecoderConfig
 
 @dataclass(kw_only=True)
 class Llama3Config(DecoderConfig):
-    """One Llama on the devices of one run."""
+    """The configuration of one Llama 3 on the devices of one run."""
 
     @classmethod
     def own_fields(cls, text: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipelines.loading.weight_spec import TracedGraph
 
 
 def build_graph(config: Qwen3Config) -> TracedGraph:
-    """The graph of a finalized configuration."""
+    """Builds the graph of a finalized configuration."""
     return trace("qwen3", config, lambda weights, inputs: Qwen3(config, weights)(inputs))
 
 
@@ -46,7 +46,7 @@ class Qwen3:
         return logits(self.weights, config, self.norm, h, inputs)
 
     def decoder_layer(self, h: Replicated, layer: int, batch: RaggedBatch) -> Replicated:
-        """h [T, D] -> [T, D], with a norm before each half."""
+        """Applies attention and MLP, with a norm before each: h [T, D] -> [T, D]."""
         config, weights, signals, name = self.config, self.weights, batch.signal_buffers, f"layers.{layer}"
         layer_type = config.layer_types[layer]
         attention, index = self.attention[layer_type], config.layer_types[:layer].count(layer_type)
@@ -56,7 +56,7 @@ class Qwen3:
         return add(h, all_reduce(self.feed_forward(x, f"{name}.mlp", layer), signals))
 
     def feed_forward(self, x: Replicated, name: str, layer: int) -> Partial:
-        """One gated block, or in a sparse layer those that the router chooses: parts, to be summed."""
+        """Applies the MLP, or in a sparse layer the mixture of experts: [T, D], to be summed over the devices."""
         config = self.config
         if config.experts is None or layer not in config.sparse_layers:
             size, activation = config.intermediate_size, config.hidden_activation

@@ -1,4 +1,4 @@
-"""Qwen 3, dense (0.6B to 32B) and with experts (30B-A3B): what the graph needs to know.
+"""The configuration of Qwen 3 text models, dense (0.6B to 32B) and with experts (30B-A3B).
 
 Source: transformers' configuration_qwen3.py and configuration_qwen3_moe.py, whose names these are.
 """
@@ -14,7 +14,7 @@ from pipelines.loading.encodings import by_device
 
 @dataclass(frozen=True)
 class Experts:
-    """The feed-forward blocks of a layer with experts."""
+    """The mixture of experts of a sparse layer."""
 
     num_experts: int
     num_experts_per_tok: int
@@ -24,9 +24,9 @@ class Experts:
 
 @dataclass(kw_only=True)
 class Qwen3Config(DecoderConfig):
-    """One Qwen 3 on the devices of one run.
+    """The configuration of one Qwen 3 on the devices of one run.
 
-    experts: of sparse layers. sparse_layers: their numbers; none in a dense model.
+    experts: the mixture of sparse layers; None in a dense model. sparse_layers: their numbers.
     """
 
     encodings: ClassVar[Encodings] = by_device(["float32", "bfloat16", "float8_e4m3fn"])

@@ -11,11 +11,11 @@ from max.graph.weights import WeightData
 from architectures.decoder.weight_adapters import StateDict, adapt_text
 
 STACKED = re.compile(r"(layers\.\d+\.mlp\.experts)\.(gate_up|down)_proj")
-"""Experts [E, 2 F, D] and [E, D, F] in one tensor, as transformers 5 has them in memory."""
+"""Names of experts in one tensor, [E, 2 F, D] and [E, D, F], as transformers 5 has them in memory."""
 
 
 def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
-    """The weight adapter, dense and with experts: stacked experts become one tensor each, as the hub's files have them."""
+    """Adapts a checkpoint, dense or with experts: stacked experts become one tensor each, as in the hub's files."""
     adapted: StateDict = {}
     for name, data in adapt_text(tensors, huggingface_config).items():
         match = STACKED.fullmatch(name)
@@ -25,19 +25,17 @@ def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
 
 def _unstacked(name: str, part: str, data: WeightData) -> StateDict:
     num_experts, rows = int(data.shape[0]), int(data.shape[1])
-    if part == "down":
-        parts = {"down": slice(0, rows)}
-    else:
-        parts = {"gate": slice(0, rows // 2), "up": slice(rows // 2, rows)}
+    halves = {"gate": slice(0, rows // 2), "up": slice(rows // 2, rows)}
+    cuts = halves if part == "gate_up" else {"down": slice(0, rows)}
     return {
-        f"{name}.{expert}.{part}_proj.weight": _view(data, expert, cut)
+        f"{name}.{expert}.{projection}_proj.weight": _view(data, expert, cut)
         for expert in range(num_experts)
-        for part, cut in parts.items()
+        for projection, cut in cuts.items()
     }
 
 
 def _view(data: WeightData, expert: int, rows: slice) -> WeightData:
-    """Rows of one expert, which are not copied; without data, as while shapes are checked, their shape alone."""
+    """View of the rows of one expert; only its shape if there is no data, as while shapes are checked."""
     shape = Shape([rows.stop - rows.start, int(data.shape[2])])
     array = None if data.data is None else data.data[expert, rows]  # type: ignore[index]
     return WeightData(array, data.name, data.dtype, shape)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""What the commands do, and what they print."""
+"""The commands: their work, and their output."""

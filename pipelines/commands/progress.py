@@ -1,4 +1,4 @@
-"""What the program is doing while it starts, and how long each part took."""
+"""Progress of a start on the terminal: its stages, and the time that each took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PlainStages(NullStages):
-    """A line for each stage: "compile (about 90 s when cold) ... 84.2 s"."""
+    """Prints a line for each stage: "compile (about 90 s when cold) ... 84.2 s"."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class PlainStages(NullStages):
 
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[None]:
-        """Print the name, and the seconds when it is over."""
+        """Prints the name, and the seconds when the stage is over."""
         label = _label(name, detail)
         self._write(f"{label} ... ")
         self._open_label = label
@@ -38,7 +38,7 @@ class PlainStages(NullStages):
             self._open_label = ""
 
     def note(self, text: str) -> None:
-        """Print a line of its own."""
+        """Prints a line of its own."""
         self._close_line()
         self._write(f"{text}\n")
 
@@ -53,7 +53,7 @@ class PlainStages(NullStages):
 
 
 class TerminalStages(NullStages):
-    """A spinner with running seconds, then a line for each stage."""
+    """Shows a spinner with running seconds, then prints a line for each stage."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class TerminalStages(NullStages):
 
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[None]:
-        """Spin; leave one line, or none if the stage failed."""
+        """Shows the spinner, and leaves one line, or none if the stage fails."""
         label = _label(name, detail)
         with self._spinner(label), super().stage(name, detail):
             yield
         self.note(f"{label}  {self.timings[-1][1]:.1f} s")
 
     def note(self, text: str) -> None:
-        """Print a line, above the spinner if there is one."""
+        """Prints a line, above the spinner if there is one."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
@@ -79,14 +79,14 @@ class TerminalStages(NullStages):
         from rich.progress import Progress, SpinnerColumn, TextColumn
 
         columns = (SpinnerColumn(), TextColumn(escape(label)), TextColumn("[dim]{task.elapsed:.1f} s"))
-        # stdout is not this stream: what is printed there meanwhile must not be moved here.
+        # stdout is another stream: rich must not move its output here.
         with Progress(*columns, console=self._console, transient=True, redirect_stdout=False) as progress:
             progress.add_task(label, total=None)
             yield progress
 
 
 def console_stages(stream: TextIO | None) -> Stages:
-    """Returns stages for a command line: a spinner on a terminal, plain lines elsewhere, none if it is closed."""
+    """Returns stages for a command: a spinner on a terminal, plain lines on other streams, none if it is closed."""
     if stream is None:
         return NullStages()
     return TerminalStages(stream) if stream.isatty() else PlainStages(stream)

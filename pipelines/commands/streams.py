@@ -1,4 +1,4 @@
-"""Standard streams of a command: they may be closed, full, or read by nobody."""
+"""Standard streams of a command, which may be closed, full, or without a reader."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, TextIO
 
 
 class OutputError(Exception):
-    """Standard output can't be written. No OSError: those have other causes too, and rich has its own mind about them.
+    """Raised when standard output can't be written.
 
-    is_broken_pipe: whoever read it has seen enough.
+    It is no OSError: those have other causes too, and rich handles them in its own way. is_broken_pipe: whether the
+    reader has closed the pipe.
     """
 
     def __init__(self, error: OSError) -> None:
@@ -20,12 +21,12 @@ class OutputError(Exception):
 
 
 def open_standard_streams() -> None:
-    """Replaces stdout by a stream that raises OutputError, and stderr by one that drops what can't be written.
+    """Replaces stdout by a stream that raises OutputError, and stderr by one that drops output that can't be written.
 
-    Streams that were closed when the program started count as such. Those that a caller has put there are left alone.
+    Streams that were closed when the program started can't be written. Streams of a caller's own are left alone.
     """
     while (descriptor := os.open(os.devnull, os.O_RDONLY)) < 3:
-        pass  # a closed stream's descriptor: the next file to be opened would take it, and what is printed
+        pass  # a closed stream's descriptor: the next file to be opened would take it, and the program's output
     os.close(descriptor)
     if sys.stdout is sys.__stdout__:
         sys.stdout = _text_stream(_Output, sys.stdout)
@@ -34,7 +35,7 @@ def open_standard_streams() -> None:
 
 
 class _Messages(io.FileIO):
-    """Drops what can't be written: a result is worth more than what is said beside it."""
+    """Drops output that can't be written: a result is worth more than messages about it."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -44,7 +45,7 @@ class _Messages(io.FileIO):
 
 
 class _Output(io.FileIO):
-    """Raises OutputError once, and then drops what is left in buffers above it, which Python flushes as it exits."""
+    """Raises OutputError once, then drops the rest of the buffers above it, which Python flushes as it exits."""
 
     has_failed = False
 
@@ -58,12 +59,12 @@ class _Output(io.FileIO):
             raise OutputError(error) from error
 
 
-def _text_stream(kind: type[io.FileIO], stream: TextIO | None) -> TextIO:
-    """Returns a text stream on the descriptor and with the settings of a standard stream, which is None if closed."""
+def _text_stream(file_type: type[io.FileIO], stream: TextIO | None) -> TextIO:
+    """Returns a text stream with the descriptor and the settings of a standard stream, which is None if closed."""
     if not isinstance(stream, io.TextIOWrapper):
         unwritable = os.open(os.devnull, os.O_RDONLY)
-        return io.TextIOWrapper(io.BufferedWriter(kind(unwritable, "w")), errors="replace")
-    file = io.BufferedWriter(kind(stream.fileno(), "w", closefd=False))
+        return io.TextIOWrapper(io.BufferedWriter(file_type(unwritable, "w")), errors="replace")
+    file = io.BufferedWriter(file_type(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(
         file, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
     )

@@ -1,4 +1,4 @@
-"""Compares a checkpoint's logits and greedy tokens with those that transformers computes in float64.
+"""The comparison of a checkpoint's logits and greedy tokens with those of transformers in float64.
 
 Legend: T positions of a prompt, t of a part of it, V vocab.
 """
@@ -32,9 +32,9 @@ NUM_GREEDY = 32
 """New tokens that are compared after each prompt."""
 PAGE_TOKENS = 128
 BLOCK_BYTES = 64 * 2**20
-"""Of the float64 logits that are compared at once."""
+"""Size of the float64 logits that are compared at once."""
 MAX_FLOAT32_RATIO = 3.0
-"""How many times farther than transformers' float32 a graph may be from float64 that differs by roundings alone.
+"""Largest ratio of our distance from float64 to that of transformers' float32 that roundings alone explain.
 
 The ways in which transformers itself computes the tiny models of the tests (eager or sdpa attention, at once or by
 chunks) differ from one another by at most 1.9 times in the largest distance and 1.15 times in the mean.
@@ -45,9 +45,9 @@ chunks) differ from one another by at most 1.9 times in the largest distance and
 class Distance:
     """The distance of a prompt's logits from those in float64.
 
-    max_difference, mean_difference: as parts of the largest logit. top1_agreement: the part of positions with the same
-    likeliest token. kl: the mean divergence from the distributions in float64, in nats. worst_position: the one with
-    the largest difference. num_same_greedy: how many greedy tokens agree before the first that differs.
+    max_difference, mean_difference: as fractions of the largest logit. top1_agreement: the fraction of positions with
+    the same likeliest token. kl: the mean divergence from the distributions in float64, in nats. worst_position: that
+    of the largest difference. num_same_greedy: greedy tokens that agree before the first that differs.
     """
 
     max_difference: float
@@ -60,9 +60,9 @@ class Distance:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt's logits beside float64: ours, and those of transformers in float32.
+    """The distances of a prompt's logits from float64: ours, and those of transformers in float32.
 
-    num_greedy: greedy tokens that were compared; those after one that float32 and float64 disagree about are not.
+    num_greedy: greedy tokens that were compared; those after one on which float32 and float64 disagree are not.
     """
 
     num_tokens: int
@@ -71,7 +71,7 @@ class Comparison:
     float32: Distance
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether our largest difference is within a part of the largest logit."""
+        """Whether our largest difference is at most `tolerance` times the largest logit."""
         return self.ours.max_difference <= tolerance
 
     @property
@@ -88,11 +88,17 @@ def verify(
 ) -> list[Comparison]:
     """Runs both models, one after the other, on texts and on random tokens.
 
-    lengths: of the prompts of random tokens; some around the window if neither these nor texts are given. Of
-    transformers only hidden states and the head are kept while ours runs, and no logits of more than a few positions.
+    While our model runs, only the hidden states and the head of transformers' are kept, and never the logits of more
+    than a few positions.
+
+    Args:
+        config: The run.
+        texts: Prompts.
+        lengths: Lengths of prompts of random tokens; lengths around the window if there are neither texts nor lengths.
+        stages: Receives reports about the stages.
 
     Raises:
-        InputError: torch is missing, a prompt does not fit, or something that `load_pipeline` would refuse.
+        InputError: torch is missing, a prompt does not fit, or as `load_pipeline`.
     """
     _require_torch()
     from pipelines.commands.verify_reference import load_reference
@@ -114,11 +120,15 @@ def compare(
 ) -> tuple[DistanceSums, DistanceSums]:
     """Compares a prompt's logits, block by block.
 
-    slabs: the first position and the logits [t, V] of consecutive parts of the prompt. reference_logits: gives those
-    of the positions from a first one up to another, in float32 and in float64.
+    Args:
+        slabs: The first position and the logits [t, V] of consecutive parts of the prompt.
+        reference_logits: Returns the logits of the positions from a first one up to another, in float32 and float64.
 
     Returns:
         The distances of ours and of the reference in float32 from the reference in float64.
+
+    Raises:
+        ValueError: A slab does not begin where the last one ended.
     """
     ours, float32 = DistanceSums(), DistanceSums()
     for position, logits in _blocks(slabs):
@@ -139,7 +149,7 @@ class DistanceSums:
         self.largest_logit = self.max = self.sum_of_means = self.sum_of_kl = 0.0
 
     def add(self, logits: Logits, exact: ExactLogits, exact_log_p: ExactLogits) -> None:
-        """Adds the next positions [t, V]; exact_log_p: the logarithms of the exact probabilities."""
+        """Adds the next positions [t, V]; `exact_log_p` holds the logarithms of the exact probabilities."""
         difference = np.abs(logits - exact)
         worst = difference.max(-1)
         if not np.isnan(self.max) and not worst.max() <= self.max:  # NaN is the worst of all
@@ -171,7 +181,7 @@ def _compare(pipe: TextGenerationPipeline, prompt: Sequence[int], run: Reference
 
 
 def _greedy(pipe: TextGenerationPipeline, prompt: Sequence[int], num_new: int) -> list[int]:
-    """The likeliest tokens, whatever the checkpoint's own defaults of sampling are."""
+    """Generates greedy tokens, whatever the checkpoint's own sampling defaults are."""
     if not num_new:
         return []
     greedy = SamplingParams(max_new_tokens=num_new, ignore_eos=True, temperature=0.0, repetition_penalty=1.0)
@@ -179,7 +189,7 @@ def _greedy(pipe: TextGenerationPipeline, prompt: Sequence[int], num_new: int) -
 
 
 def _num_same(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens agree before the first that differs."""
+    """Number of tokens that agree before the first that differs."""
     return next((i for i, (our, their) in enumerate(zip(ours, theirs, strict=True)) if our != their), len(theirs))
 
 
@@ -197,7 +207,7 @@ def _log_softmax(logits: Logits | ExactLogits) -> ExactLogits:
 
 
 def _prompts(prepared: PreparedPipeline, texts: Sequence[str], lengths: Sequence[int]) -> list[list[int]]:
-    """The texts, then random tokens of each length; of lengths across the window if there is nothing else."""
+    """Prompts of the texts, then of random tokens of each length; of lengths across the window if there are none."""
     limit = prepared.prompts.max_length
     for length in lengths:
         if not 1 <= length <= limit:
@@ -210,7 +220,7 @@ def _prompts(prepared: PreparedPipeline, texts: Sequence[str], lengths: Sequence
 
 
 def _lengths_across_the_window(prepared: PreparedPipeline) -> list[int]:
-    """Around the sliding window if there is one, or around a page of the cache."""
+    """Lengths around the sliding window if there is one, or around a page of the cache."""
     windows = [group.window for group in prepared.kv_params.groups if group.window]
     border = min(windows, default=PAGE_TOKENS)
     limit = max(1, prepared.prompts.max_length - NUM_GREEDY)

@@ -1,4 +1,4 @@
-"""Prints what `pipelines verify` finds: a table on stdout, everything else on stderr."""
+"""The output of `pipelines verify`: a table on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from pipelines.commands.verify import MAX_FLOAT32_RATIO, Comparison, Distance, v
 from pipelines.config import PipelineConfig
 
 TOLERANCES = {"cpu": 1e-4, "gpu": 5e-2}
-"""By the device's kind, of the largest logit: activations are float32 on the first, bfloat16 on the second."""
+"""Tolerances by device kind, as fractions of the largest logit: activations are float32 on CPU, bfloat16 on GPU."""
 
 
 def verify_to_console(
     config: PipelineConfig, prompts: Sequence[str], lengths: Sequence[int], tolerance: float | None
 ) -> bool:
-    """Prints the distances of ours and of transformers' float32 from float64, two rows a prompt.
+    """Prints the distances of ours and of transformers' float32 from float64, two rows per prompt.
 
-    tolerance: of the largest logit; None: by the device's kind.
+    Args:
+        config: The run.
+        prompts: Texts.
+        lengths: Lengths of prompts of random tokens.
+        tolerance: Fraction of the largest logit; None: that of the device kind.
 
     Returns:
         Whether all prompts are within the tolerance, or as near to float64 as float32 allows.

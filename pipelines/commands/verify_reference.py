@@ -1,4 +1,4 @@
-"""Runs a checkpoint in transformers, in float32 and in float64; needs torch, and is imported by `verify` alone.
+"""The reference: a checkpoint in transformers, in float32 and in float64. Needs torch; only `verify` imports it.
 
 Legend: T positions of a prompt, t of a part of it, D hidden, V vocab.
 """
@@ -21,15 +21,15 @@ from pipelines.loading.checkpoint import Checkpoint
 from pipelines.quiet import quiet
 
 CHUNK_TOKENS = 512
-"""Of one forward pass: masks and scores take memory in proportion to it times the length of the prompt."""
+"""Tokens of one forward pass: masks and scores take memory in proportion to it times the length of the prompt."""
 
 
 class InFloat64(TorchFunctionMode):
     """Computes a float32 model in float64 while it is active.
 
-    Weights are widened where they are used, which takes no memory that lasts, and casts to float32 that models write
-    into norms and softmaxes are left out. Float32 tensors that meet no activation stay as they are: RoPE's angles and
-    tables are float32 by definition, since other angles would be another model.
+    Weights are widened where they are used, so that no wide copy is kept, and the casts to float32 in the models' norms
+    and softmaxes are left out. Float32 tensors that meet no activation stay as they are: RoPE's angles and tables are
+    float32 by definition, since other angles would be another model.
     """
 
     def __torch_function__(
@@ -51,7 +51,7 @@ class ReferenceRun:
     """The results of a prompt's forward passes.
 
     states32, states64 [T, D]: the last hidden states. greedy: the tokens that float64 chooses after the prompt, up to
-    the first one where float32 chooses another. num_same_float32: how many of them float32 chooses too.
+    the first one where float32 chooses another. num_same_float32: the number of them that float32 chooses too.
     """
 
     states32: torch.Tensor
@@ -71,7 +71,7 @@ class Reference:
     def run(self, prompt: Sequence[int], num_new: int) -> ReferenceRun:
         """Computes the hidden states of a prompt, and up to `num_new` greedy tokens after it.
 
-        Float32 generates tokens; float64 reads them in one pass and chooses for itself at each.
+        Float32 generates tokens; float64 reads them in one pass and makes its own choice at each.
         """
         states32, generated = self._generate(prompt, num_new)
         with InFloat64():
@@ -82,12 +82,12 @@ class Reference:
         return ReferenceRun(states32, states64[: len(prompt)], choices[: num_same + 1], num_same)
 
     def into_head(self) -> ReferenceHead:
-        """Frees the layers. The reference can't run afterwards."""
+        """Frees the layers and returns the head. The reference can't run afterwards."""
         del self._layers
         return ReferenceHead(self._head)
 
     def _generate(self, prompt: Sequence[int], num_new: int) -> tuple[torch.Tensor, list[int]]:
-        """Not by the model's own `generate`, which treats end-of-text tokens in a way of its own."""
+        """Generates greedy tokens, without the model's `generate`, which handles end-of-text tokens in its own way."""
         prompt_states, cache = self._forward(prompt)
         states, tokens = prompt_states, list[int]()
         while len(tokens) < num_new:
@@ -118,7 +118,7 @@ class ReferenceHead:
     def logits(
         self, run: ReferenceRun, start: int, end: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """[t, V] twice: the logits of the positions from `start` up to `end` in float32 and in float64."""
+        """Logits [t, V] of the positions from `start` up to `end`, in float32 and in float64."""
         logits32 = self._head32(run.states32[start:end]).numpy()
         with InFloat64():
             logits64 = self._head64(run.states64[start:end])
@@ -126,9 +126,9 @@ class ReferenceHead:
 
 
 class _Head:
-    """The part of a model that makes logits of hidden states: its own forward pass, over layers that only hand them on.
+    """The part of a model from hidden states to logits: its own forward pass, over layers that return stored states.
 
-    Some models cap their logits or scale them there. output_type: of the layers' output.
+    Some models cap or scale their logits there. output_type: the type of the layers' output.
     """
 
     output_type: type[Any]
@@ -146,23 +146,24 @@ class _Head:
             self.layers.output = None
 
     def in_float64(self) -> _Head:
-        """A copy whose weights are float64."""
+        """Returns a copy with float64 weights."""
         head = copy.deepcopy(self)
         head.model.double()
         return head
 
 
 class _StoredStates(torch.nn.Module):
-    """Layers whose output is given."""
+    """Stands for a model's layers and returns an output that was stored before."""
 
     output: Any = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the stored output."""
         return self.output
 
 
 def load_reference(checkpoint: Checkpoint) -> Reference:
-    """Loads the checkpoint into transformers: float32 weights; float8 ones dequantized to bfloat16 first, as here.
+    """Loads the checkpoint into transformers, with float32 weights; float8 ones are made bfloat16 first, as here.
 
     Raises:
         InputError: transformers can't load it.
@@ -181,7 +182,7 @@ def load_reference(checkpoint: Checkpoint) -> Reference:
                 experts_implementation="eager",  # the others have no float64
                 **extra,
             )
-        except Exception as error:  # as many kinds as transformers has models
+        except Exception as error:  # transformers' models raise errors of many types
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"transformers can't load '{checkpoint.name}': {reason}") from error
     return Reference(model.float().eval())

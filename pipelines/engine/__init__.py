@@ -1,1 +1,1 @@
-"""The step loop: what runs next, and what becomes of it."""
+"""The step loop: the scheduler, a step in two halves, and the consumers of its logits."""

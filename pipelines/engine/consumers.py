@@ -1,4 +1,4 @@
-"""The wish of a request: what it does with the logits of each of its steps."""
+"""Consumers of logits: the part of a request that decides which logits its steps return and uses them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,37 @@ import numpy.typing as npt
 
 from pipelines.context import TextChunk, TextContext
 from pipelines.engine.step import RowOutputs
+from pipelines.sampling.constraints import Constraint
 from pipelines.sampling.log_probabilities import TokenLogProbs, log_probabilities, prompt_log_probabilities
 from pipelines.sampling.sampler import Sampler
 from pipelines.text.detokenizer import IncrementalDetokenizer, StopChecker
 
 
 class StepConsumer(Protocol):
-    """reuses_prefix: whether it can do without the logits of tokens that the cache already has."""
+    """The use that one request makes of the logits of its steps."""
 
     @property
-    def reuses_prefix(self) -> bool: ...
+    def reuses_prefix(self) -> bool:
+        """Whether the request needs no logits of tokens that the cache already has."""
 
     def num_logits(self, context: TextContext) -> int:
-        """Last positions of the scheduled tokens whose logits it needs, at least 1."""
+        """Number of last positions of the scheduled tokens whose logits are needed, at least 1."""
+
+    def prepare(self) -> None:
+        """Does what can be done while the model computes the step; raises nothing."""
 
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
-        """Takes the logits of a step; the chunk that they complete. An exception ends the request, and no other."""
+        """Uses the logits of a step and returns the chunk that they complete, if any.
+
+        An exception ends this request with finish_reason "error", and no other.
+        """
 
 
 class PromptLogProbs:
-    """Gathers the log probabilities of a prompt's tokens from the second on, slab by slab.
+    """Collects the log probabilities of a prompt's tokens from the second on, slab by slab.
 
-    entries: one a token, in order; the first token has none.
+    num_top: likeliest tokens of each position that are listed too. entries: one per token, in order; the first token
+    has none.
     """
 
     def __init__(self, num_top: int) -> None:
@@ -39,7 +48,7 @@ class PromptLogProbs:
         self.entries: list[TokenLogProbs] = []
 
     def add(self, context: TextContext, row: RowOutputs) -> None:
-        """Takes the part of a step that is of the prompt; a preempted request comes by again."""
+        """Adds the prompt's part of a step, except positions that a preempted request computes again."""
         first = max(row.start, len(self.entries))
         end = min(row.start + row.num_tokens, context.num_prompt_tokens - 1)
         if first < end:
@@ -48,10 +57,12 @@ class PromptLogProbs:
 
 
 class NextToken:
-    """Samples the next token where the prompt is complete, and makes it text.
+    """Samples the next token once the prompt is computed, and detokenizes it.
 
-    max_length: tokens of prompt and output. The prompt's log probabilities are gathered on the way, where the
-    parameters ask for them.
+    max_length: the most tokens of prompt and output. prompt_logprobs: collects the prompt's log probabilities, if the
+    parameters ask for them. constraint: the sampler's own, a grammar for the output. Tokens that it forces are appended
+    without sampling and computed together in the next step, except where log probabilities of the output are wanted:
+    those are sampled one by one. The request stops where the grammar is complete.
     """
 
     def __init__(
@@ -62,34 +73,75 @@ class NextToken:
         eos_token_ids: Collection[int],
         max_length: int,
         prompt_logprobs: PromptLogProbs | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.sampler, self.detokenizer, self.stops = sampler, detokenizer, stops
         self.eos_token_ids, self.max_length = eos_token_ids, max_length
-        self.prompt_logprobs = prompt_logprobs
+        self.prompt_logprobs, self.constraint = prompt_logprobs, constraint
 
     @property
     def reuses_prefix(self) -> bool:
+        """Whether no log probabilities of the prompt are wanted."""
         return self.prompt_logprobs is None
 
     def num_logits(self, context: TextContext) -> int:
+        """All scheduled tokens of the prompt if its log probabilities are wanted, otherwise the last position."""
         is_prompt = context.num_computed_tokens < context.num_prompt_tokens
         return context.num_scheduled_tokens if is_prompt and self.prompt_logprobs is not None else 1
 
+    def prepare(self) -> None:
+        """Computes the grammar's mask of the next token."""
+        if self.constraint is not None:
+            self.constraint.prepare()
+
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
+        """Appends the next token to the context, with those it forces, and returns their chunk, once the prompt is
+        computed.
+
+        Raises:
+            FloatingPointError: The logits hold NaN or infinity.
+            NoTokenLeftError: The request's masks leave no token.
+            ConstraintError: The request's grammar can't be followed any further.
+        """
         if self.prompt_logprobs is not None and row.start < context.num_prompt_tokens:
             self.prompt_logprobs.add(context, row)
         if not row.is_complete:
             return None
         num_top = context.params.logprobs
-        token = self.sampler.sample(row.next_logits_V) if context.params.needs_logits else row.greedy_token
+        token = self._next_token(context, row)
         logprobs = None if num_top is None else log_probabilities(row.next_logits_V, token, num_top)
-        return self._accept(context, token, logprobs)
+        chunk = self._accept(context, token, logprobs)
+        return chunk if self.constraint is None or num_top is not None else self._with_forced(context, chunk)
+
+    def _next_token(self, context: TextContext, row: RowOutputs) -> int:
+        """Samples, or takes the graph's own choice where nothing could change it."""
+        if context.params.needs_logits:
+            return self.sampler.sample(row.next_logits_V)
+        if self.constraint is None:
+            return row.greedy_token
+        if not self.constraint.allows(row.greedy_token):
+            return self.sampler.sample(row.next_logits_V)
+        self.sampler.accept(row.greedy_token)
+        return row.greedy_token
+
+    def _with_forced(self, context: TextContext, chunk: TextChunk) -> TextChunk:
+        """Appends the tokens that must follow, until one of them ends the request; returns the chunk of all."""
+        assert self.constraint is not None
+        for token in () if chunk.finish_reason else self.constraint.forced_tokens():
+            self.sampler.accept(token)
+            more = self._accept(context, token, None)
+            chunk = TextChunk(chunk.text + more.text, chunk.tokens + more.tokens, (), more.finish_reason)
+            if chunk.finish_reason:
+                break
+        return chunk
 
     def _accept(self, context: TextContext, token: int, logprobs: TokenLogProbs | None) -> TextChunk:
-        """Appends a token: the text that it completes, and whether the request ends with it."""
+        """Appends a token and returns its chunk: the text that it completes, the finish reason if it is the last."""
         context.tokens.append(token)
         reason = context.finish_reason_after(token, self.eos_token_ids, self.max_length)
         text = "" if reason == "stop" else self.detokenizer.push(token)
+        if self.constraint is not None and self.constraint.is_stopped:
+            reason = "stop"
         text += self.detokenizer.finish() if reason else ""
         if context.num_output_tokens > context.params.min_tokens:
             text, is_stopped = self.stops.feed(text)
@@ -99,9 +151,9 @@ class NextToken:
 
 
 class PromptLogits:
-    """Hands the logits of all prompt positions on, slab by slab, once each, and generates nothing.
+    """Passes the logits of all prompt positions on, slab by slab, once each, and generates nothing.
 
-    on_slab: takes the first position and the logits [t, V], which are valid until it returns.
+    on_slab: is called with the first position and the logits [t, V], which are valid until it returns.
     """
 
     reuses_prefix = False
@@ -110,10 +162,15 @@ class PromptLogits:
         self._on_slab, self._num_done = on_slab, 0
 
     def num_logits(self, context: TextContext) -> int:
+        """All scheduled tokens."""
         return context.num_scheduled_tokens
 
+    def prepare(self) -> None:
+        """Does nothing."""
+
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
-        num_known = max(0, self._num_done - row.start)  # a preempted request comes by again
+        """Passes the positions on that are new; the last of them ends the request."""
+        num_known = max(0, self._num_done - row.start)  # a preempted request computes positions again
         if num_known < row.num_tokens:
             self._on_slab(row.start + num_known, row.logits_TV[num_known:])
             self._num_done = row.start + row.num_tokens

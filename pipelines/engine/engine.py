@@ -1,24 +1,24 @@
-"""The step loop: plan, launch, collect, commit, until every request has ended."""
+"""The engine: runs steps of plan, launch, collect and commit until every request has ended."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kv_cache import KVCacheManager
 from pipelines.context import FinishReason, TextChunk, TextContext
-from pipelines.engine.scheduler import Scheduler
+from pipelines.engine.scheduler import Scheduler, StepPlan
 from pipelines.engine.step import LaunchedStep, RowOutputs
 from pipelines.pipeline_model import PipelineModel
 
 
 @dataclass
 class EngineStats:
-    """Totals since the start; a step with any prefill in it counts as prefill."""
+    """Totals of all steps so far; a step with any prefill in it counts as prefill."""
 
     num_steps: int = 0
     num_prefill_tokens: int = 0
@@ -27,10 +27,9 @@ class EngineStats:
     decode_s: float = 0.0
 
     @contextmanager
-    def measure(self, contexts: Sequence[TextContext]) -> Iterator[None]:
-        """Adds the step that runs meanwhile, unless it is interrupted."""
-        num_tokens = sum(context.num_scheduled_tokens for context in contexts)
-        is_prefill = num_tokens > len(contexts) or any(context.num_output_tokens == 0 for context in contexts)
+    def measure(self, plan: StepPlan) -> Iterator[None]:
+        """Adds the step that runs in the block, unless it is interrupted."""
+        num_tokens, is_prefill = plan.num_tokens, plan.is_prefill
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -44,10 +43,11 @@ class EngineStats:
 
 
 class Engine:
-    """Runs requests together. Whoever waits for one calls `step`; the others advance with it.
+    """Runs requests together: each call of `step` advances all of them, whichever of them the caller waits for.
 
     `submit` and `cancel` may be called from any thread and at any time, also from within a step: they take effect
-    between steps. max_length: tokens of prompt and output that a request may have.
+    between steps. max_length: tokens of prompt and output that a request may have. on_chunk: called when a request has
+    a new chunk, the last one included, in the thread that steps or cancels.
     """
 
     def __init__(
@@ -62,17 +62,22 @@ class Engine:
         self.model, self.cache, self.max_length = model, cache, max_length
         self.scheduler = Scheduler(cache, max_batch_size, max_step_tokens)
         self.stats = EngineStats()
+        self.on_chunk: Callable[[TextContext], None] = lambda context: None
         self._submitted: deque[TextContext] = deque()
         self._cancelled: deque[TextContext] = deque()
         self._is_stepping = threading.Lock()
 
     @property
     def has_work(self) -> bool:
-        """Whether a request has not ended yet."""
+        """Whether any request has not ended yet."""
         return bool(self._submitted) or self.scheduler.has_work
 
     def check(self, context: TextContext) -> None:
-        """Raises InputError for a request that could never fit in the cache."""
+        """Checks that a request fits in the cache when it is alone.
+
+        Raises:
+            InputError: It could never be served.
+        """
         self.scheduler.check(context, self.max_length)
 
     def submit(self, context: TextContext) -> None:
@@ -80,26 +85,43 @@ class Engine:
         self._submitted.append(context)
 
     def cancel(self, context: TextContext) -> None:
-        """Marks a request as given up; it ends before the next step, unless it has ended already."""
-        context.is_cancelled = True
+        """Marks a request as cancelled; it ends before the next step, unless it has ended already."""
         self._cancelled.append(context)
-        if self._is_stepping.acquire(blocking=False):  # else the step does it when it is over
-            with _released(self._is_stepping):
+        if self._is_stepping.acquire(blocking=False):  # otherwise the step applies the mark at its end
+            try:
                 self._apply_marks()
+            finally:
+                self._is_stepping.release()
+
+    def cancel_all(self) -> None:
+        """Marks every request as cancelled."""
+        for context in [*self._submitted, *self.scheduler.contexts]:
+            self.cancel(context)
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends every request with an error of the engine itself."""
+        with self._is_stepping:
+            self._apply_marks()
+            for context in self.scheduler.contexts:
+                self._end(context, "error", error)
+
+    def apply_marks(self) -> None:
+        """Ends the requests that were cancelled since the last step."""
+        with self._is_stepping:
+            self._apply_marks()
 
     def step(self) -> None:
         """Runs one step of all requests. A request that fails ends with its error; the others go on."""
-        self._is_stepping.acquire()
-        with _released(self._is_stepping):
+        with self._is_stepping:
             self._apply_marks()
             plan = self.scheduler.plan()
             if plan:
-                with self.stats.measure(plan.contexts):
+                with self.stats.measure(plan):
                     self._run(plan.contexts)
             self._apply_marks()
 
     def _apply_marks(self) -> None:
-        """Lets in the requests that were submitted, and ends those that were cancelled."""
+        """Queues the requests that were submitted, and ends those that were cancelled."""
         while self._submitted:
             self.scheduler.add(self._submitted.popleft())
         while self._cancelled:
@@ -108,9 +130,12 @@ class Engine:
                 self._end(context, "cancelled")
 
     def _run(self, contexts: Sequence[TextContext]) -> None:
-        """Runs the rows of a step; if that fails, each half of them by itself, until the culprit is alone."""
+        """Runs the rows of a step; if it fails, runs each half by itself, until the failing request is alone."""
         try:
             launched = LaunchedStep.launch(self.model, self.cache, contexts)
+            for context in contexts:
+                if context.consumer is not None:
+                    context.consumer.prepare()
             rows = list(launched.collect())
         except Exception as error:
             if len(contexts) == 1:
@@ -125,7 +150,7 @@ class Engine:
             self._commit(context, row)
 
     def _commit(self, context: TextContext, row: RowOutputs) -> None:
-        """Counts the row's tokens as computed and lets the request have its logits."""
+        """Counts the row's tokens as computed and passes its logits to the request's consumer."""
         self.scheduler.commit(context)
         try:
             chunk = None if context.consumer is None else context.consumer.consume(context, row)
@@ -137,18 +162,11 @@ class Engine:
             if chunk.finish_reason is not None:
                 self._end(context, chunk.finish_reason)
             context.chunks.append(chunk)
+            self.on_chunk(context)
 
     def _end(self, context: TextContext, reason: FinishReason, error: Exception | None = None) -> None:
         self.scheduler.remove(context)
         context.finish(reason, error)
         if reason in ("cancelled", "error"):
             context.chunks.append(TextChunk("", finish_reason=reason, error=error))
-
-
-@contextmanager
-def _released(lock: threading.Lock) -> Iterator[None]:
-    """Releases a lock that is held, however the block ends."""
-    try:
-        yield
-    finally:
-        lock.release()
+            self.on_chunk(context)

@@ -1,17 +1,17 @@
-"""The requests of the next step, and the pages they hold.
+"""The scheduler: chooses the requests of the next step and allocates their pages.
 
-Who came earlier is served first, within these bounds, so that nobody waits for long (docs/scheduling.md has them all):
+Requests are served in the order of arrival, within these rules, which bound every wait (docs/scheduling.md):
 
-- Every running request whose turn it is gets a token; what is left of the step's budget goes to prompts. While several
-  prompts are being computed, the oldest takes half of it and the shortest the rest, so that neither a long prompt nor a
-  stream of short ones keeps the others waiting.
-- A step computes either text or images, which are different graphs; while there is work of both kinds they take turns.
+- Every running request whose turn it is gets a token; the rest of the step's budget goes to prompts. While several
+  prompts are being computed, the oldest takes half of it and the shortest the other half, so that neither a long prompt
+  nor a stream of short ones keeps the others waiting.
+- A step computes either text or images, which are different graphs; while there is work for both they take turns.
 - A request is admitted when there are pages for all its tokens. Later ones may overtake one that lacks pages, for
-  MAX_OVERTAKEN_STEPS steps; from then on nobody else is admitted before it.
+  MAX_OVERTAKEN_STEPS steps; from then on no other request is admitted before it.
 
-When a running request finds no page, the youngest is preempted: its pages go back, it waits in the place of its arrival
-and is computed again later, from its prompt and all its output, which gives the same text. So the oldest advances in
-every step that is its kind's turn.
+When a running request finds no page, the youngest is preempted: its pages are freed, it waits in the place of its
+arrival and is computed again later, from its prompt and all its output, which gives the same text. So the oldest
+advances in every step that is its turn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.errors import InputError
 MAX_OVERTAKEN_STEPS = 64
 """Steps in which later requests may be admitted before one that lacks pages."""
 MAX_BLOCKED = 16
-"""Requests that lack pages and may be overtaken at a time; a step does not look further down the queue."""
+"""Requests that may lack pages and be overtaken at a time; a step does not look further down the queue."""
 
 
 @dataclass
@@ -43,19 +43,19 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all rows."""
+        """Number of tokens of all rows."""
         return sum(context.num_scheduled_tokens for context in self.contexts)
 
     @property
     def is_prefill(self) -> bool:
-        """Whether any row computes tokens of its prompt."""
-        return any(context.num_computed_tokens < context.num_prompt_tokens for context in self.contexts)
+        """Whether the step is more than one decode of each row."""
+        return self.num_tokens > len(self.contexts) or any(not context.num_output_tokens for context in self.contexts)
 
 
 class Scheduler:
-    """Requests in the order of their arrival, running and waiting.
+    """Running and waiting requests, each in the order of arrival.
 
-    max_batch_size: rows of a step. max_step_tokens: tokens of a step. num_preemptions: those so far.
+    max_batch_size: the most rows of a step. max_step_tokens: the most tokens of a step. num_preemptions: count so far.
     """
 
     def __init__(self, cache: KVCacheManager, max_batch_size: int, max_step_tokens: int) -> None:
@@ -64,22 +64,32 @@ class Scheduler:
         self.running: list[TextContext] = []
         self.num_preemptions = 0
         self._num_arrivals = 0
-        self._last_was_images = False
-        self._num_blocked_steps: Counter[TextContext] = Counter()  # of those that wait, for lack of pages
+        self._is_turn_of_images = False
+        self._num_blocked_steps: Counter[TextContext] = Counter()  # of waiting requests that lack pages
 
     @property
     def has_work(self) -> bool:
-        """Whether a request runs or waits."""
+        """Whether any request is running or waiting."""
         return bool(self.waiting or self.running)
 
+    @property
+    def contexts(self) -> list[TextContext]:
+        """All requests that have not ended, running and waiting."""
+        return [*self.running, *self.waiting]
+
     def check(self, context: TextContext, max_length: int) -> None:
-        """Raises InputError for a request, of at most max_length tokens, that would not fit even alone."""
+        """Checks that a request, of at most `max_length` tokens, fits in the cache and in a step when it is alone.
+
+        Raises:
+            InputError: It does not fit.
+        """
         needed = min(max_length, context.max_total_tokens(max_length))
         capacity = self.cache.capacity_tokens(self.max_step_tokens)
         if needed > capacity:
             raise InputError(
-                f"a request of {needed} tokens (prompt and new ones) does not fit in a KV cache of {capacity}: "
-                "raise kv_cache_memory, or lower max_new_tokens or max_length"
+                f"a request of {needed} tokens (prompt and new ones) does not fit in a KV cache of {capacity}: raise "
+                "kv_cache_memory (--kv-cache-memory), or lower max_new_tokens (--max-new-tokens) or max_length "
+                "(--max-length)"
             )
         image_tokens = max((image.end - image.start for image in context.images), default=0)
         if image_tokens > self.max_step_tokens:
@@ -89,16 +99,18 @@ class Scheduler:
             )
 
     def add(self, context: TextContext) -> None:
-        """Queues a request."""
+        """Adds a request to those that wait."""
         context.arrival = self._num_arrivals
         self._num_arrivals += 1
         context.update_page_hashes()
         self.waiting.append(context)
 
     def plan(self) -> StepPlan:
-        """The next step; empty only if there is no work."""
+        """Plans the next step, with its pages allocated; it is empty only if there is no work."""
         self._admit()
-        candidates = self._candidates()
+        self._take_turns()
+        candidates = [context for context in self.running if context.is_at_image == self._is_turn_of_images]
+        candidates = candidates[: self.max_step_tokens]  # who can have one token at least
         shares = self._shares(candidates)
         plan = StepPlan()
         for context in candidates:
@@ -109,14 +121,14 @@ class Scheduler:
         return plan
 
     def commit(self, context: TextContext) -> None:
-        """Counts what the step computed of a request; its pages can be found by their content."""
+        """Counts a request's scheduled tokens as computed; its full pages can be found by their content."""
         assert context.pages is not None
         hashes = () if context.page_hashes is None else context.page_hashes.hashes
         self.cache.commit(context.pages, context.num_scheduled_tokens, hashes)
         context.num_scheduled_tokens = 0
 
     def remove(self, context: TextContext) -> None:
-        """Takes a request out, wherever it is, and its pages back."""
+        """Removes a running or waiting request and frees its pages."""
         if context in self.running:
             self.running.remove(context)
             self._release(context)
@@ -124,30 +136,25 @@ class Scheduler:
             self.waiting.remove(context)
             self._num_blocked_steps.pop(context, None)
 
-    def _candidates(self) -> Sequence[TextContext]:
-        """The running requests whose turn it is, oldest first: those of one kind, as many as there are tokens."""
-        images = [context for context in self.running if context.next_image is not None]
-        text = [context for context in self.running if context.next_image is None]
-        if images and text:
-            self._last_was_images = not self._last_was_images
-        elif self.running:
-            self._last_was_images = bool(images)
-        return (images if self._last_was_images else text)[: self.max_step_tokens]
+    def _take_turns(self) -> None:
+        """Decides whether the step computes images or text: the other of the two, while there is work of both."""
+        kinds = {context.is_at_image for context in self.running}
+        if len(kinds) == 2:
+            self._is_turn_of_images = not self._is_turn_of_images
+        elif kinds:
+            (self._is_turn_of_images,) = kinds
 
     def _shares(self, candidates: Sequence[TextContext]) -> dict[TextContext, int]:
-        """The tokens that each candidate gets of the step's budget."""
-        if self._last_was_images:
+        """Number of tokens that each candidate gets of the step's budget."""
+        if self._is_turn_of_images:
             return self._whole_images(candidates)
         shares = dict.fromkeys(candidates, 1)
         prompts = [context for context in candidates if context.num_ready_tokens > 1]
         spare = self.max_step_tokens - len(candidates)
         oldest_first, shortest_first = prompts[:1], sorted(prompts[1:], key=attrgetter("num_remaining_tokens"))
-        limit = spare if not shortest_first else -(-spare // 2)
-        for context, most in [
-            *((c, limit) for c in oldest_first),
-            *((c, spare) for c in shortest_first + oldest_first),
-        ]:
-            more = max(0, min(context.num_ready_tokens - shares[context], most, spare))
+        limits = [-(-spare // 2) if shortest_first else spare] + [spare] * len(prompts)
+        for context, limit in zip(oldest_first + shortest_first + oldest_first, limits, strict=False):
+            more = max(0, min(context.num_ready_tokens - shares[context], limit, spare))
             shares[context] += more
             spare -= more
         return shares
@@ -162,7 +169,7 @@ class Scheduler:
         return shares
 
     def _allocate(self, context: TextContext, plan: StepPlan) -> bool:
-        """Pages for the scheduled tokens, if necessary those of the youngest; False: that was the context itself."""
+        """Allocates pages for the scheduled tokens, preempting the youngest if necessary; False if it was preempted."""
         assert context.pages is not None
         while not self.cache.allocate(context.pages, context.num_scheduled_tokens):
             youngest = self.running.pop()
@@ -174,7 +181,7 @@ class Scheduler:
         return True
 
     def _admit(self) -> None:
-        """Lets waiting requests run, for as many as there are rows and pages for all their tokens."""
+        """Moves waiting requests to the running ones while there are rows, and pages for all their tokens."""
         num_blocked = 0
         for context in list(self.waiting):
             if len(self.running) == self.max_batch_size or num_blocked == MAX_BLOCKED:
@@ -190,7 +197,7 @@ class Scheduler:
                     return
 
     def _open(self, context: TextContext) -> bool:
-        """Registers a request in the cache, with the prefix that is there; False if there are not enough pages."""
+        """Registers a request in the cache, with the prefix that it already has; False if there are too few pages."""
         reuses_prefix = context.page_hashes is not None and (context.consumer is None or context.consumer.reuses_prefix)
         hashes = context.page_hashes.hashes if context.page_hashes is not None and reuses_prefix else ()
         pages = self.cache.open(hashes, len(context.tokens))
@@ -199,6 +206,8 @@ class Scheduler:
             self.cache.release(pages)
             return False
         context.pages = pages
+        if context.num_cached_tokens is None:
+            context.num_cached_tokens = pages.num_computed_tokens
         return True
 
     def _release(self, context: TextContext) -> None:

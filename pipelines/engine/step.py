@@ -1,4 +1,4 @@
-"""One step of the model in two halves: launched, which does not wait, and collected."""
+"""A step of the model in two halves: `launch`, which does not wait, and `collect`."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ class StepOutputs:
 
     @cached_property
     def logits_MV(self) -> npt.NDArray[np.float32]:
-        """The logits of all returned positions."""
+        """Logits of all returned positions."""
         return self._outputs.logits.to_numpy()
 
     @cached_property
     def next_token_logits_BV(self) -> npt.NDArray[np.float32]:
-        """The logits of each row's last position."""
+        """Logits of each row's last position."""
         return self._outputs.next_token_logits.to_numpy()
 
     @cached_property
     def greedy_tokens_M(self) -> npt.NDArray[np.int64]:
-        """The likeliest token of each returned position."""
+        """Likeliest token of each returned position."""
         return self._outputs.greedy_tokens.to_numpy()
 
     @cached_property
     def max_logits_M(self) -> npt.NDArray[np.float32]:
-        """Its logit, not finite where no token is likeliest."""
+        """Logit of the likeliest token of each returned position; not finite where no token is likeliest."""
         return self._outputs.max_logits.to_numpy()
 
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """One row's part of a step. Arrays are valid until the next step.
+    """The outputs of one row of a step. Arrays are valid until the next step.
 
-    start: the position of the row's first token. num_tokens: those that the step computed. is_complete: whether the
-    last of them is the last there is, so that its logits choose the next.
+    row: its place in the batch. start: the position of its first token. num_tokens: tokens that the step computed.
+    is_complete: whether all tokens of the request are now computed, so that the last logits choose the next one.
     """
 
     outputs: StepOutputs
@@ -58,32 +58,40 @@ class RowOutputs:
 
     @property
     def next_logits_V(self) -> npt.NDArray[np.float32]:
-        """The logits after the last token."""
+        """Logits of the token that follows the row's last one."""
         return self.outputs.next_token_logits_BV[self.row]
 
     @property
     def logits_TV(self) -> npt.NDArray[np.float32]:
-        """The logits of all the row's tokens, for a consumer that wanted as many."""
+        """Logits of all the row's tokens, if its consumer asked for as many."""
         end = self.outputs.logit_offsets[self.row + 1]
         return self.outputs.logits_MV[end - self.num_tokens : end]
 
     @property
     def greedy_token(self) -> int:
-        """The likeliest token after the last one.
+        """Likeliest token after the row's last one.
 
         Raises:
             FloatingPointError: The logits hold NaN or infinity, so that no token is likeliest.
         """
         last = self.outputs.logit_offsets[self.row + 1] - 1
         token = int(self.outputs.greedy_tokens_M[last])
-        if not np.isfinite(self.outputs.max_logits_M[last]):
+        if not is_likeliest(self.outputs.max_logits_M[last]):
             raise FloatingPointError("the model's logits hold NaN or infinity: no token is likeliest")
         return token
 
 
+def is_likeliest(max_logit: np.float32) -> bool:
+    """Whether a position with this largest logit has a likeliest token.
+
+    It has none if a logit is NaN or infinite, or if all are minus infinity: MAX's maximum begins at the lowest number.
+    """
+    return bool(np.isfinite(max_logit) and max_logit > np.finfo(np.float32).min)
+
+
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step that the device computes; the host may do something else until it collects it."""
+    """A step that has been started; the host is free until it collects it."""
 
     contexts: Sequence[TextContext]
     outputs: ModelOutputs
@@ -97,7 +105,7 @@ class LaunchedStep:
         return cls(contexts, model.execute(model.prepare_initial_token_inputs([contexts], kv_cache_inputs, num_logits)))
 
     def collect(self) -> Iterator[tuple[TextContext, RowOutputs]]:
-        """Waits for the step; its rows."""
+        """Waits for the step and yields its rows."""
         outputs = StepOutputs(self.outputs)
         for row, context in enumerate(self.contexts):
             is_complete = context.num_scheduled_tokens == context.num_remaining_tokens

@@ -1,1 +1,1 @@
-"""From a checkpoint's files to the weights of a graph."""
+"""Loading: from a checkpoint's files to the weights of a graph."""

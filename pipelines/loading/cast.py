@@ -13,12 +13,12 @@ Array = npt.NDArray[Any]
 
 
 def can_cast(source: DType, target: DType) -> bool:
-    """Whether ``cast_into`` knows this pair: equal types, widening, and rounding to bfloat16."""
+    """Whether `cast_into` supports this pair: equal types, widening, and rounding to bfloat16."""
     return source == target or (source, target) in CASTS
 
 
 def cast_into(target: Array, target_dtype: DType, source: Array, source_dtype: DType) -> None:
-    """Write ``source`` into ``target``, of the same shape and C-contiguous. bfloat16 is held in uint16."""
+    """Writes `source` into `target`, of the same shape and C-contiguous. bfloat16 is held in uint16."""
     if source_dtype == target_dtype:
         np.copyto(target, source)
     else:
@@ -30,7 +30,7 @@ def _widen_bfloat16(target: Array, source: Array) -> None:
 
 
 def _round_to_bfloat16(target: Array, source: Array) -> None:
-    """Round to nearest, ties to even; a NaN stays one even if its payload is in the lower half."""
+    """Rounds to nearest, ties to even; a NaN stays one even if its payload is in the lower half."""
     bits = np.ascontiguousarray(source, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     np.copyto(target, np.where(np.isnan(source), (bits >> np.uint32(16)) | np.uint32(0x40), rounded), casting="unsafe")

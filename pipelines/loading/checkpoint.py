@@ -1,4 +1,4 @@
-"""Where a model's files are: a local folder, or the Hugging Face hub. config.json first, weights when asked for."""
+"""A model's files, in a local folder or on the Hugging Face hub: config.json first, weights on request."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
+from pipelines.loading.encodings import QUANT_METHODS
 from pipelines.loading.hub import check_reachable, download
 from pipelines.quiet import quiet
 
@@ -24,31 +25,36 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 class Checkpoint:
     """A model whose config.json has been read; its weights may still be on the hub."""
 
-    name: str  # what the user called it
+    name: str  # as the user gave it
     path: Path  # the folder of its files
     is_on_hub: bool
     trust_remote_code: bool
-    config: dict[str, Any] = field(repr=False)  # config.json as it is written
+    config: dict[str, Any] = field(repr=False)  # the content of config.json
     generation_config: dict[str, Any] = field(repr=False)
 
     @property
     def architectures(self) -> list[str]:
-        """The architecture names of config.json; none is an empty list."""
+        """Architecture names of config.json; empty if there are none."""
         names = self.config.get("architectures") or []
         return [str(name) for name in names] if isinstance(names, list) else []
 
     @property
     def dtype(self) -> str | None:
-        """The type that config.json gives the weights, "bfloat16" for example."""
+        """Type of the weights according to config.json, "bfloat16" for example."""
         quantization = self.config.get("quantization_config")
-        if isinstance(quantization, dict) and quantization.get("quant_method") == "fp8":
-            return "float8_e4m3fn"
+        method = str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
+        if method in QUANT_METHODS:
+            return QUANT_METHODS[method]
         texts = (self.config, self._text_config)
         return next((str(c[key]) for c in texts for key in ("dtype", "torch_dtype") if c.get(key)), None)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: generation_config.json's, or else config.json's, or else its text part's."""
+        """Tokens that end an answer: those of generation_config.json, else of config.json, else of its text part.
+
+        Raises:
+            InputError: They are not token ids.
+        """
         for config in (self.generation_config, self.config, self._text_config):
             ids = config.get("eos_token_id")
             if ids is not None:
@@ -60,7 +66,7 @@ class Checkpoint:
 
     @property
     def is_base_model(self) -> bool:
-        """Whether the model's name says that it continues text and does not answer: `-base`, `-pt`."""
+        """Whether the model's name ends as those of base models do, which continue text: `-base`, `-pt`."""
         return BASE_NAME.search(self.name if self.is_on_hub else self.path.resolve().name) is not None
 
     @property
@@ -70,9 +76,10 @@ class Checkpoint:
 
     @cached_property
     def huggingface_config(self) -> Any:
-        """config.json as a transformers config, its defaults filled in. The first look costs seconds: the import.
+        """The transformers configuration of config.json, with its defaults. The first access costs seconds: an import.
 
-        Raises InputError if transformers can't read it, or if that would run code from the checkpoint unasked.
+        Raises:
+            InputError: transformers can't read it, or would run code of the checkpoint that is not trusted.
         """
         with quiet():
             from transformers import AutoConfig
@@ -83,22 +90,25 @@ class Checkpoint:
                 and self.config.get("model_type") not in CONFIG_MAPPING
                 and not self.trust_remote_code
             ):
-                raise InputError(f"'{self.name}' brings its own code: read it, then allow it with --trust-remote-code")
+                raise InputError(
+                    f"'{self.name}' has code of its own: read it, then allow it with "
+                    "trust_remote_code (--trust-remote-code)"
+                )
             try:
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
-            except Exception as error:  # transformers has a class of its own for every kind of wrong value
+            except Exception as error:  # transformers has a class of its own for each type of wrong value
                 reason = " ".join(str(error).split())[:300]
                 raise InputError(f"config.json of '{self.name}' can't be used: {reason}") from error
 
     def download_weights(self) -> list[Path]:
-        """Returns the safetensors files, fetched with the tokenizer's files if they are on the hub.
+        """Returns the safetensors files; those on the hub are fetched, with the tokenizer's.
 
         Raises:
             InputError: They can't be fetched, there are none, or some that the index names are missing.
         """
         if not self.is_on_hub:
             return find_weights(self.path)
-        commit = self.path.name  # whose config.json was read, whatever has been pushed since
+        commit = self.path.name  # that of config.json, whatever has been pushed since
         download(self.name, commit, (*MODEL_FILES, *_code_files(self.trust_remote_code)))
         try:
             return find_weights(self.path)
@@ -108,11 +118,15 @@ class Checkpoint:
 
 
 def resolve_config(model: str | None, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
-    """Find a model and read its config.json, the one file that is fetched for it.
+    """Finds a model and reads its config.json; of a model on the hub only the configuration is fetched.
 
-    ``model`` is a folder, a hub id ("org/name"), or None for the demo that comes with the package.
+    Args:
+        model: A folder, a hub id ("org/name"), or None for the demo that comes with the package.
+        revision: A branch, tag or commit of a model on the hub.
+        trust_remote_code: Whether Python code of the checkpoint may run.
 
-    Raises InputError if there is no such model, it can't be reached, or its config.json is damaged.
+    Raises:
+        InputError: There is no such model, it can't be reached, or its config.json is damaged.
     """
     name = "demo" if model is None else model
     folder = DEMO_FOLDER if model is None else _local_folder(model)
@@ -126,9 +140,10 @@ def resolve_config(model: str | None, revision: str | None = None, trust_remote_
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, by its index where it has one.
+    """Returns the safetensors files of a folder, those of its index if it has one.
 
-    Raises InputError if there are none, or if the index names some that are missing.
+    Raises:
+        InputError: There are none, or some that the index names are missing.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
@@ -161,7 +176,11 @@ def _code_files(trust_remote_code: bool) -> tuple[str, ...]:
 
 
 def _local_folder(model: str) -> Path | None:
-    """The folder of that name, or None for what can be a hub id."""
+    """Returns the folder of that name, or None for a name that can be a hub id.
+
+    Raises:
+        InputError: The name is neither, or the folder can't be read.
+    """
     try:
         path = Path(model).expanduser()
         if model and path.is_dir():
@@ -176,7 +195,11 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; a file that isn't there is empty."""
+    """Reads the object in a file; empty if there is no file.
+
+    Raises:
+        InputError: The file can't be read, or holds anything else.
+    """
     try:
         value = json.loads(path.read_bytes()) if path.is_file() else {}
     except (ValueError, RecursionError) as error:

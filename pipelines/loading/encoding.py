@@ -1,4 +1,4 @@
-"""The record of an encoding: how matrices are stored, loaded, multiplied and looked up.
+"""The record of an encoding: the storage, loading, multiplication and lookup of its matrices.
 
 Shape suffixes: T rows, I inputs, O outputs, R rows that were dispatched to experts, E experts.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 
 Declare = Callable[[str, Sequence[WeightSource], DType], Sequence[TensorValue]]
-"""(name, sources, dtype) -> a weight in the graph for each device."""
+"""Declares a weight in the graph for each device: (name, sources, dtype) -> their values."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [out, in] in a graph, as the tensors that its encoding stores."""
+    """A matrix [out, in] in a graph: the tensors in which its encoding stores it."""
 
     encoding: Encoding
     tensors: tuple[TensorValue, ...]
@@ -34,10 +34,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """The expert of each of R rows.
+    """The assignment of R rows to experts.
 
-    experts_R: int32. On GPU the rows are sorted by expert: starts, ids and usage are those of `moe_create_indices`,
-    None on CPU, where the kernel sorts.
+    experts_R: the expert of each row, int32. starts, ids, usage: on GPU, where the rows are sorted by expert, as
+    `moe_create_indices` returns them; None on CPU, where the kernel sorts.
     """
 
     num_experts: int
@@ -48,10 +48,10 @@ class ExpertRows:
 
 
 class Encoding(ABC):
-    """One encoding of matrices. Vectors (norms, biases) are always stored in the type of the activations.
+    """An encoding of matrices. Vectors (norms, biases) are always stored in the type of the activations.
 
-    name: as `quantization_encoding` names it. activation_dtypes: of activations and cache, by the kind of device that
-    it runs on. needs_quantized_checkpoint: whether it runs only what the checkpoint stores in it.
+    name: its value of `quantization_encoding`. activation_dtypes: types of activations and cache, by the device kinds
+    that run it. needs_quantized_checkpoint: whether the checkpoint must be stored in it.
     """
 
     name: ClassVar[str]
@@ -59,12 +59,12 @@ class Encoding(ABC):
     needs_quantized_checkpoint: ClassVar[bool] = False
 
     def on(self, device_kind: str) -> Encoding:
-        """The encoding that matrices have in the memory of such a device: another where it can't multiply this one."""
+        """Encoding of the matrices in the memory of this device kind: another one if it can't multiply this one."""
         return self
 
     @property
     def fallback(self) -> Encoding | None:
-        """The encoding of the matrices that this one can't hold."""
+        """Encoding of the matrices that this one can't hold; None if it holds all."""
         return None
 
     def can_hold(
@@ -74,12 +74,19 @@ class Encoding(ABC):
         stored: Mapping[str, DType],
         quant_config: Float8Config | None,
     ) -> bool:
-        """Whether these tensors, joined and cut, can be in this encoding. stored: types by the tensors' names."""
+        """Whether a matrix of these tensors, joined and cut, can be in this encoding.
+
+        Args:
+            sources: The tensors.
+            num_shards: Devices that share them.
+            stored: Types in the checkpoint by tensor name.
+            quant_config: Scaling of the checkpoint's float8 tensors.
+        """
         return True
 
     @abstractmethod
     def num_bytes(self, shape: Sequence[int], stored: DType) -> int:
-        """The memory of a matrix of this shape that the checkpoint stores in type `stored`."""
+        """Memory of a matrix of this shape that the checkpoint stores in type `stored`."""
 
     @abstractmethod
     def declare(
@@ -89,17 +96,20 @@ class Encoding(ABC):
 
     @abstractmethod
     def matmul(self, x_TI: TensorValue, matrix: Matrix) -> TensorValue:
-        """x [T, in] @ matrix [out, in].T -> [T, out], in the type of x."""
+        """Computes x [T, in] @ matrix [out, in].T -> [T, out], in the type of x."""
 
     @abstractmethod
     def gather(self, matrix: Matrix, rows_T: TensorValue) -> TensorValue:
-        """The rows [T, in] of these numbers, in any float type."""
+        """Looks up the rows [T, in] of these numbers, in any float type."""
 
     @abstractmethod
     def expert_matmul(self, x: TensorValue, matrix: Matrix, rows: ExpertRows) -> TensorValue:
-        """Each of R rows times its expert's matrix, of those that are stacked in [E * out, in]: [R, out].
+        """Multiplies each of R rows by its expert's matrix: [R, out].
 
-        x: on GPU a row for each of R; on CPU the tokens' rows, each of which may go to several experts.
+        Args:
+            x: On GPU the R rows; on CPU the rows of the tokens, each of which may go to several experts.
+            matrix: The experts' matrices, stacked in [E * out, in].
+            rows: The expert of each row.
         """
 
 
@@ -117,7 +127,7 @@ class DenseEncoding(Encoding):
         return [self.matrix(values) for values in declare(name, sources, self.dtype)]
 
     def matrix(self, values_OI: TensorValue) -> Matrix:
-        """A matrix made in the graph from a tensor [out, in] of any float type."""
+        """Wraps a tensor [out, in] of the graph, of any float type, as a matrix."""
         return Matrix(self, (values_OI,))
 
     def matmul(self, x_TI: TensorValue, matrix: Matrix) -> TensorValue:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, and what its refusals mean in plain words."""
+"""Downloads from the Hugging Face hub, with one line for each of its errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OTHER_FILES = ("*/*", "consolidated*")  # subfolders and second copies of the we
 def download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Fetches the files of a model that match the patterns, and returns the folder they are in.
 
-    Where the hub can't be reached, that may be a folder of the local cache that lacks some of them.
+    If the hub can't be reached, the folder may be one of the local cache that lacks some of them.
 
     Raises:
-        InputError: Whatever keeps the model from being there.
+        InputError: The model can't be fetched, for whatever reason.
     """
     import huggingface_hub
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -29,7 +29,7 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
                     repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(OTHER_FILES)
                 )
             )
-    except Exception as error:  # the client's, its HTTP library's and the disk's: they have no common class
+    except Exception as error:  # errors of the client, its HTTP library and the disk have no common class
         raise InputError(_explain(error, repo_id, revision)) from error
 
 
@@ -37,7 +37,7 @@ def check_reachable(repo_id: str, revision: str) -> None:
     """Asks the hub for a model of which the local cache lacks files.
 
     Raises:
-        InputError: The hub can't be asked, which is why they are lacking.
+        InputError: The hub can't be reached, which explains the missing files.
     """
     import huggingface_hub
 
@@ -51,7 +51,7 @@ def check_reachable(repo_id: str, revision: str) -> None:
 
 
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
-    """Returns one line: what is wrong, and what to do."""
+    """Returns one line that names the problem and the remedy."""
     from huggingface_hub import constants, errors
 
     page = f"https://huggingface.co/{repo_id}"
@@ -69,7 +69,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"the hub refused '{repo_id}' (HTTP {error.response.status_code}): see {page}, or try again later"
     if isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)):
         return _explain_absence(error, repo_id, revision)
-    if constants.HF_HUB_CACHE.startswith("~"):  # as it is left where no home is known
+    if constants.HF_HUB_CACHE.startswith("~"):  # Python leaves it so if the user has no home
         return f"can't fetch '{repo_id}': there is no home folder to keep it in; set HF_HOME to a folder of yours"
     if isinstance(error, OSError) and error.filename is not None:
         return f"can't fetch '{repo_id}' into {error.filename} ({error.strerror}): set HF_HOME to a folder of yours"

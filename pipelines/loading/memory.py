@@ -1,4 +1,4 @@
-"""Memory that this process may still take on the host: what the machine has free, within the limits of its cgroups."""
+"""Memory that this process may still take on the host: the machine's free memory, within the limits of its cgroups."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_bytes(root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:
-    """Returns the least of what the machine and each cgroup of this process, up to the root, leave free.
+    """Returns the smallest of the machine's free memory and that of each cgroup of this process, up to the root.
 
-    A limit that is absent or can't be read is none.
+    A limit that is absent or can't be read is no limit.
 
     Args:
-        root: Folder where the cgroup hierarchies are mounted.
-        own_cgroups: File that names the cgroups of this process.
+        root: The folder where the cgroup hierarchies are mounted.
+        own_cgroups: The file that names the cgroups of this process.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html.
     """
@@ -33,7 +33,7 @@ def available_bytes(root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -
 
 @dataclass(frozen=True)
 class _Files:
-    """Names of the files that describe a cgroup's memory, and of the line of memory.stat that can be taken back."""
+    """Names of the files that describe a cgroup's memory, and of the line of memory.stat that can be reclaimed."""
 
     limits: tuple[str, ...]
     usage: str
@@ -45,9 +45,9 @@ _V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 def _cgroups(root: Path, own_cgroups: Path) -> Iterator[tuple[Path, _Files]]:
-    """Yields the cgroups of this process, innermost first; those that a container doesn't see don't exist.
+    """Yields the cgroups of this process, innermost first; the files of those that a container can't see don't exist.
 
-    A container sees its own cgroup as the root, whatever path it is told.
+    A container sees its own cgroup as the root, whatever path the file names.
     """
     paths = {"": "/", "memory": "/"}  # of version 2, which names no controllers, and of version 1
     for line in _read(own_cgroups).splitlines():
@@ -61,14 +61,14 @@ def _cgroups(root: Path, own_cgroups: Path) -> Iterator[tuple[Path, _Files]]:
 
 
 def _used_bytes(folder: Path, files: _Files) -> int:
-    """Returns what the cgroup uses, less cached files that the kernel drops before it refuses memory."""
+    """Returns the cgroup's usage, less cached files that the kernel drops before it refuses memory."""
     lines = (line.partition(" ") for line in _read(folder / "memory.stat").splitlines())
     reclaimable = sum(_number(value) or 0 for name, _, value in lines if name == files.reclaimable)
     return max(0, (_number(_read(folder / files.usage)) or 0) - reclaimable)
 
 
 def _number(text: str) -> int | None:
-    """Returns a count of bytes; None for what is none: "max", or nothing at all."""
+    """Returns a count of bytes; None for other text: "max", or nothing at all."""
     text = text.strip()
     return int(text) if text.isdecimal() and len(text) < 20 else None
 

@@ -1,4 +1,4 @@
-"""One safetensors file, mapped into memory: https://huggingface.co/docs/safetensors (the format in 8 lines)."""
+"""Reads a safetensors file, mapped into memory. The format: https://huggingface.co/docs/safetensors."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ DTYPES = {
 MAX_HEADER_BYTES = 100_000_000  # the format's limit
 MAX_DIMENSIONS = 32  # numpy's limit before version 2
 MAX_BYTES = 2**63 - 1
-# numpy has none of these: the same bits as an integer.
+# numpy has none of these types: their bits are held as integers.
 STORED_AS = {DType.bfloat16: np.uint16, DType.float8_e4m3fn: np.uint8, DType.float8_e5m2: np.uint8}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the file describes it, with its bytes still on disk."""
+    """A tensor as the file describes it, with its bytes mapped but not yet read."""
 
     name: str
     path: Path
@@ -52,18 +52,22 @@ class StoredTensor:
 
     @property
     def dtype(self) -> DType:
-        """Raises InputError for a type that MAX doesn't have."""
+        """The MAX type.
+
+        Raises:
+            InputError: MAX has no such type.
+        """
         if self.dtype_name not in DTYPES:
             raise InputError(f"tensor '{self.name}' in {self.path} has type {self.dtype_name}, which can't be read")
         return DTYPES[self.dtype_name]
 
     def array(self) -> Array:
-        """The values, in the integer type of the same width where numpy has no type of its own."""
+        """Values of the tensor, as integers of the same width if numpy lacks the type."""
         return self.data.view(storage_dtype(self.dtype)).reshape(self.shape)
 
 
 def storage_dtype(dtype: DType) -> np.dtype[Any]:
-    """The numpy type that holds a MAX type's bits."""
+    """Numpy type that holds the bits of a MAX type."""
     stored_as = STORED_AS.get(dtype)
     return np.dtype(stored_as) if stored_as is not None else dtype.to_numpy()
 
@@ -72,7 +76,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
     """Yields the tensors of one file, in the header's order.
 
     Raises:
-        InputError: The file can't be read, is cut short or breaks a rule of the format; names the file and the tensor.
+        InputError: The file can't be read, is cut short or breaks a rule of the format.
     """
     data = _map(path)
     header_bytes = int.from_bytes(data[:8].tobytes(), "little")
@@ -95,7 +99,7 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
 
 
 def drop_resident_pages(array: Array) -> None:
-    """Give the memory back that reading a mapped file has taken; the values stay readable."""
+    """Frees the memory that reading a mapped file has taken; the values stay readable."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -106,7 +110,7 @@ def drop_resident_pages(array: Array) -> None:
 def _map(path: Path) -> Array:
     try:
         with path.open("rb") as file:
-            # A private writable mapping: Buffer.from_numpy copies what is read-only. Nothing is ever written.
+            # A private writable mapping, which is never written: Buffer.from_numpy copies read-only arrays.
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     except ValueError:  # a file of zero bytes can't be mapped
         raise _damaged(path, "it is empty") from None
@@ -115,7 +119,7 @@ def _map(path: Path) -> Array:
 
 
 class _Entry(NamedTuple):
-    """A tensor of the header; its bytes are counted from the header's end."""
+    """A tensor of the header. start, stop: its bytes, counted from the header's end."""
 
     name: str
     dtype_name: str
@@ -144,7 +148,7 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
 
 
 def _entry(path: Path, name: str, fields: Any) -> _Entry:
-    """Checks what the header says of one tensor."""
+    """Checks the header's fields of one tensor."""
     fields = fields if isinstance(fields, dict) else {}
     dtype_name, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype_name, str):
@@ -170,7 +174,7 @@ def _are_counts(values: Any) -> bool:
 
 
 def _check_ranges(path: Path, entries: list[_Entry]) -> int:
-    """Checks that the tensors follow each other without holes and overlaps; returns where the last one ends."""
+    """Checks that the tensors follow each other without gaps and overlaps; returns the end of the last one."""
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
         if entry.start < end:

@@ -1,4 +1,4 @@
-"""From the tensors of a checkpoint to the weights of a graph: opened, checked, made one at a time."""
+"""The weights of a graph, made of a checkpoint's tensors: opened, checked, then made one at a time."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from pipelines.loading.safetensors_file import STORED_AS, Array, drop_resident_p
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 
 CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
-CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is given back
-ALIGNMENT_BYTES = 64  # kernels load the widest vectors from weights, and crash where these don't begin at such a place
+CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is freed
+ALIGNMENT_BYTES = 64  # kernels load the widest vectors from weights, and crash if these are not aligned
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one source gives to a weight: a view of the mapped file, and its scales where it has some."""
+    """The part of a weight that one source holds: a view of the mapped file, with its scales if it is float8."""
 
     array: Array
     dtype: DType
     scaled: ScaledRows | None = None
 
     def cast_into(self, target: Array, dtype: DType, rows: slice) -> None:
-        """Write these rows into ``target``; those with scales rounded to bfloat16, whatever the target's type."""
+        """Writes these rows into `target`; those with scales are rounded to bfloat16, whatever the target's type."""
         if self.scaled is None:
             cast_into(target, dtype, np.atleast_1d(self.array)[rows], self.dtype)
             return
@@ -48,10 +48,10 @@ class Piece:
 
 
 WeightAdapter = Callable[[dict[str, WeightData], Any], dict[str, WeightData]]
-"""(tensors by the checkpoint's names, Hugging Face config) -> tensors by the graph's names.
+"""A function (tensors by the checkpoint's names, Hugging Face config) -> tensors by the graph's names.
 
-It may leave tensors out, split and join them, and change their values. It raises KeyError with the name of a tensor
-that it does not know.
+It may drop tensors, split and join them, and change their values. It raises KeyError with the name of a tensor that it
+does not know.
 """
 
 
@@ -60,8 +60,13 @@ def open_state_dict(paths: Sequence[Path], adapt: WeightAdapter, huggingface_con
 
     `WeightData.name` keeps the checkpoint's name, for messages.
 
+    Args:
+        paths: The files of one checkpoint.
+        adapt: The architecture's weight adapter.
+        huggingface_config: The configuration that the adapter reads.
+
     Raises:
-        InputError: A damaged file, an unknown tensor, or one that occurs twice.
+        InputError: A file is damaged, or a tensor is unknown or occurs twice.
     """
     tensors: dict[str, WeightData] = {}
     for path in paths:
@@ -78,10 +83,10 @@ def open_state_dict(paths: Sequence[Path], adapt: WeightAdapter, huggingface_con
 
 
 def rename(tensors: Mapping[str, WeightData], adapt_name: Callable[[str], str | None]) -> dict[str, WeightData]:
-    """The tensors under the names that `adapt_name` gives them, less those for which it gives None.
+    """Renames tensors by `adapt_name`, and drops those for which it returns None.
 
     Raises:
-        InputError: Two tensors that become the same weight.
+        InputError: Two tensors become the same weight.
     """
     renamed: dict[str, WeightData] = {}
     for data in tensors.values():
@@ -96,9 +101,10 @@ def rename(tensors: Mapping[str, WeightData], adapt_name: Callable[[str], str | 
 
 
 def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData]) -> None:
-    """See that the checkpoint holds what the graph needs and nothing else, before anything is compiled.
+    """Checks that the checkpoint holds the tensors of these weights and no others, before anything is compiled.
 
-    Raises InputError naming the tensor that is missing, misshapen, of a type that can't be cast, or left over.
+    Raises:
+        InputError: A tensor is missing, misshapen, unexpected or of a type that can't be cast; the message names it.
     """
     used = set()
     for spec in specs:
@@ -113,7 +119,7 @@ def check_weights(specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightDa
 def _check_source(
     name: str, shape: tuple[int, ...], spec: WeightSpec, state_dict: Mapping[str, WeightData]
 ) -> set[str]:
-    """The names of the tensors that the source is made of, once they are seen to be right."""
+    """Checks a source, and returns the names of the tensors that it is made of."""
     data = state_dict.get(name)
     if data is None:
         raise InputError(f"missing tensor '{name}': config.json describes a model with it, the checkpoint has none")
@@ -129,7 +135,7 @@ def _check_source(
 
 
 SCALES = WeightSpec("scales", DType.float32, ())
-"""What the scales of a dequantized weight are read as."""
+"""The specification by which the scales of a dequantized weight are read."""
 
 
 def _as_float32(data: WeightData) -> npt.NDArray[np.float32]:
@@ -143,10 +149,10 @@ def _as_float32(data: WeightData) -> npt.NDArray[np.float32]:
 def materialize(
     specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData], devices: Sequence[Device]
 ) -> dict[str, Array | Buffer]:
-    """Make the graph's weights, one at a time: cut, cast, joined and placed. ``check_weights`` comes first.
+    """Makes the graph's weights, one at a time: cut, cast, joined and placed. `check_weights` comes first.
 
-    A weight is a numpy array, or a Buffer where numpy lacks the type. One that needs no work and lies well in the file
-    is a view of the mapping, not a copy, so the result must live as long as the model that is loaded with it.
+    A weight is a numpy array, or a Buffer if numpy lacks the type. One that needs no work and is aligned in the file is
+    a view of the mapping, not a copy, so the result must live as long as the model that is loaded with it.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return {spec.name: _place(_make(spec, state_dict, pool), spec, devices) for spec in specs}
@@ -173,7 +179,7 @@ def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPo
 
 
 def _piece(source: WeightSource, spec: WeightSpec, state_dict: Mapping[str, WeightData]) -> Piece:
-    """The source tensor, cut down to what the weight's shard holds."""
+    """Cuts the source tensor to the weight's shard."""
     data, cut = state_dict[source.name], source.cut(spec.shard, spec.num_shards)
     array, first = data.data, [0] * len(source.shape)
     assert isinstance(array, np.ndarray)
@@ -194,7 +200,7 @@ def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 
 
 def _can_be_used_in_place(array: Array, spec: WeightSpec) -> bool:
-    """Whether kernels can read the mapped file. The lookup of a table's rows reads them wherever they are."""
+    """Whether kernels can read the mapped file: the lookup of a table's rows needs no alignment, all others do."""
     alignment = array.itemsize if spec.is_on_host else ALIGNMENT_BYTES
     return array.flags.c_contiguous and array.ctypes.data % alignment == 0
 
@@ -205,7 +211,7 @@ def _joined_shape(pieces: Sequence[Array]) -> tuple[int, ...]:
 
 
 def _fill(target: Array, dtype: DType, piece: Piece, pool: ThreadPoolExecutor) -> None:
-    """Cast a piece into ``target`` on all cores (numpy lets go of the GIL), a slab of memory at a time."""
+    """Casts a piece into `target` on all cores (numpy releases the GIL), a slab of memory at a time."""
     num_rows = max(1, CHUNK_SIZE // max(1, target[0].size)) if len(target) else 1
     starts = range(0, len(target), num_rows)
 
@@ -220,7 +226,7 @@ def _fill(target: Array, dtype: DType, piece: Piece, pool: ThreadPoolExecutor) -
 
 
 def same_values(one: WeightData, other: WeightData) -> bool:
-    """Whether two tensors of the state dict hold the same numbers in the same type; reads no further than it must."""
+    """Whether two tensors hold the same numbers in the same type; reading stops at the first difference."""
     if one.dtype != other.dtype or tuple(one.shape) != tuple(other.shape):
         return False
     a, b = np.asarray(one.data).reshape(-1), np.asarray(other.data).reshape(-1)

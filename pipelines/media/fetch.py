@@ -1,4 +1,4 @@
-"""Files from the web for whoever may send requests: from public hosts only, within a time and a size.
+"""Downloads of files that requests name: from public hosts only, within a time and a size.
 
 An address in a request must not make this machine read from its own network (server-side request forgery), so hosts
 are resolved here, every address is checked, and the connection goes to an address that was checked.
@@ -25,24 +25,27 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Compressed bodies could grow without limit, so none are asked for.
 HEADERS = (("Accept", "*/*"), ("Accept-Encoding", "identity"), ("User-Agent", "graph-pipelines"))
 
-GLOBAL_UNICAST = IPv6Network("2000::/3")  # is_global also holds of blocks that nobody has been given yet
+GLOBAL_UNICAST = IPv6Network("2000::/3")  # is_global is true of unassigned blocks too
 NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address in the last 32 bits
-# Clouds have services for the machine itself here, and is_global holds of them.
+# Clouds have services for the machine itself at these addresses, of which is_global is true.
 CLOUD_SERVICES = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
 
 
 class _Refusal(Exception):
-    """Why an address can't be fetched and what to do about it; fetch() says which address."""
+    """The reason why an address can't be fetched, and the remedy; `fetch` adds the address."""
 
 
 def fetch(url: str, *, max_bytes: int, timeout_s: float = 10.0, allow_private: bool = False) -> bytes:
-    """The body that a web server gives for an address.
+    """Downloads the body that a web server returns for an address.
 
-    url: http:// or https://, without user name and password.
-    timeout_s: seconds for all of it, from resolving the name to the last byte.
-    allow_private: whether the host may be one that is not public. A redirect may never lead to such a one.
-    Raises: InputError for an address that can't be used, a server that can't be reached, any status but success, and
-    a body of more than max_bytes.
+    Args:
+        url: An http:// or https:// address, without user name and password.
+        max_bytes: The largest body.
+        timeout_s: Seconds for everything, from resolving the name to the last byte.
+        allow_private: Whether the host may be one that is not public. A redirect may never lead to such a host.
+
+    Raises:
+        InputError: The address can't be used, the server can't be reached or reports a failure, or the body is larger.
     """
     trail = [url]
     try:
@@ -57,7 +60,7 @@ def fetch(url: str, *, max_bytes: int, timeout_s: float = 10.0, allow_private: b
 
 
 def _follow(trail: list[str], deadline: float, max_bytes: int, allow_private: bool) -> bytes:
-    """The body at the end of the redirects; adds them to ``trail``."""
+    """Returns the body at the end of the redirects, which are added to `trail`."""
     url = _parse(trail[0])
     while True:
         public_only = len(trail) > 1 or not allow_private
@@ -71,7 +74,7 @@ def _follow(trail: list[str], deadline: float, max_bytes: int, allow_private: bo
 
 
 def _shown(url: str) -> str:
-    """An address as error lines name it: neither endless nor with a password."""
+    """Formats an address for an error line: shortened, and without a password."""
     url = re.sub(r"//[^/]*@", "//***@", url)
     return repr(url if len(url) <= 200 else url[:200] + "...")
 
@@ -93,8 +96,8 @@ def _parse(text: str, redirected_by: httpx.URL | None = None) -> httpx.URL:
 
 
 def _get(url: httpx.URL, backend: httpcore.NetworkBackend, max_bytes: int) -> bytes | str:
-    """The body, or as str where it redirects to."""
-    # httpcore without httpx's client: that one would follow proxies, cookies, netrc and encodings.
+    """Returns the body; or the address, a str, to which the server redirects."""
+    # httpcore without httpx's client, which would use proxies, cookies, netrc and encodings.
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     headers = [("Host", url.netloc.decode("ascii")), *HEADERS]
     with (
@@ -124,7 +127,7 @@ def _read_body(chunks: Iterable[bytes], announced_bytes: int, max_bytes: int) ->
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
-    """Connects to addresses that it has resolved and checked itself, and gives up at a deadline."""
+    """Connects to addresses that it has resolved and checked itself, and stops at a deadline."""
 
     def __init__(self, deadline: float, public_only: bool) -> None:
         self.deadline = deadline
@@ -138,10 +141,15 @@ class _CheckedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
+        """Connects to the first address of the host that answers.
+
+        Raises:
+            _Refusal: An address is not public, and only public ones are allowed.
+        """
         addresses = _resolve(host, port, self.deadline)
-        # All of them, or a name with two addresses could get through to the private one in the end.
+        # All of them must be public: a name with two addresses could reach the private one in the end.
         if self.public_only and not all(is_public(address) for address in addresses):
-            # Which address it is would tell a stranger about this network.
+            # The message must not name the address: it would reveal this network to a stranger.
             raise _Refusal("its host is not a public one; give a public address, or download it and give the file")
         while True:
             address = addresses.pop(0)
@@ -155,7 +163,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
 
 
 class _DeadlineStream(httpcore.NetworkStream):
-    """A connection that ends at a deadline however often a byte arrives: httpcore's timeouts are for each read."""
+    """A connection that ends at a deadline: httpcore's own timeouts start again at each read."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self.stream = stream
@@ -192,8 +200,8 @@ def _remaining(deadline: float) -> float:
 
 
 def _resolve(host: str, port: int, deadline: float) -> list[str]:
-    """Every address of a host."""
-    # getaddrinfo has no timeout, so one that takes too long is left to end by itself.
+    """Resolves every address of a host."""
+    # getaddrinfo has no timeout: a call that takes too long is left to end by itself.
     answer = in_background(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     try:
         return [str(socket_address[0]) for *_, socket_address in answer.result(_remaining(deadline))]
@@ -204,7 +212,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[str]:
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is one of the open internet; an IPv6 address that stands for an IPv4 one counts as that."""
+    """Whether an IP address is public; an IPv6 address that embeds an IPv4 one counts as the latter."""
     address: IPv4Address | IPv6Address = ip_address(text)
     if isinstance(address, IPv6Address):
         in_nat64 = IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None

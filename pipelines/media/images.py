@@ -1,4 +1,4 @@
-"""Images from files, web addresses and data URIs, as transformers would load them, within limits."""
+"""Images from files, web addresses and data URIs, loaded as transformers would load them, within limits."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ DECODING = threading.Lock()
 
 
 def load_image(reference: str, *, allow_private: bool = False) -> Image:
-    """An image in RGB, upright as its EXIF data says; the first frame of an animated one.
+    """Loads an image in RGB, rotated as its EXIF data says; the first frame of an animated one.
 
-    reference: a path, an http(s):// address or a data:image/...;base64, URI. A path is read as it is: a server must
-    not pass on those of its clients.
-    allow_private: whether the address may be of a host that is not public. Redirects never may.
-    Raises: InputError for what can't be read, is no image of FORMATS, is damaged, or is too large.
+    Args:
+        reference: A path, an http(s):// address or a data:image/...;base64, URI. A path is read without checks: a
+            server must not pass on those of its clients.
+        allow_private: Whether the address may be of a host that is not public. Redirects may never lead to one.
+
+    Raises:
+        InputError: The image can't be read, is in none of FORMATS, is damaged, or is too large.
     """
     name = _shown(reference)
     data = _read(reference, name, allow_private)
@@ -42,7 +45,7 @@ def load_image(reference: str, *, allow_private: bool = False) -> Image:
 
 
 def _shown(reference: str) -> str:
-    """A reference as error lines name it."""
+    """Formats a reference for an error line."""
     length = 40 if reference[:5].lower() == "data:" else 200
     return repr(reference if len(reference) <= length else reference[:length] + "...")
 
@@ -53,7 +56,7 @@ def _read(reference: str, name: str, allow_private: bool) -> bytes:
         return _read_file(reference, name)
     scheme = (match[1] or match[2]).lower()
     if scheme in ("http", "https"):
-        from pipelines.media.fetch import fetch  # here, for its HTTP client takes a tenth of a second to import
+        from pipelines.media.fetch import fetch  # imported here: its HTTP client takes a tenth of a second
 
         return fetch(reference, max_bytes=MAX_BYTES, allow_private=allow_private)
     if scheme == "data":
@@ -62,10 +65,10 @@ def _read(reference: str, name: str, allow_private: bool) -> bytes:
 
 
 def _read_file(reference: str, name: str) -> bytes:
-    """The bytes of a file, or the first MAX_BYTES + 1 of them."""
+    """Reads the bytes of a file, at most MAX_BYTES + 1."""
     try:
         path = Path(reference).expanduser()
-        if path.is_file():  # a pipe could keep us waiting, a device might never end
+        if path.is_file():  # a pipe could block, a device might never end
             with path.open("rb") as file:
                 return file.read(MAX_BYTES + 1)
         is_folder, exists = path.is_dir(), path.exists()
@@ -108,13 +111,17 @@ def _decode(data: bytes, name: str) -> Image:
             raise _too_many_pixels(name) from None
         except UnidentifiedImageError:
             raise InputError(f"{name} is not an image, or a damaged one: give one of {', '.join(FORMATS)}") from None
-        except Exception as error:  # Pillow's plugins raise errors of all kinds for damaged data
+        except Exception as error:  # Pillow's plugins raise errors of many types for damaged data
             reason = str(error) or type(error).__name__
             raise InputError(f"{name} is damaged or cut short ({reason}): save or download it again") from None
 
 
 def _check_size(width: int, height: int, name: str) -> None:
-    """Raises InputError for an image that would take too much memory, or none."""
+    """Checks that an image has pixels, and not too many.
+
+    Raises:
+        InputError: It has none, or too many.
+    """
     if min(width, height) < 1:
         raise InputError(f"{name} has no pixels: give another image")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:

@@ -14,10 +14,10 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Values for what a caller leaves open, with the bounds of SamplingParams; None: no default.
+    """Defaults of the sampling parameters that a caller leaves open, within the bounds of SamplingParams; None: none.
 
     Raises:
-        InputError: A value is of the wrong kind or out of range.
+        InputError: A value has the wrong type or is out of range.
     """
 
     temperature: float | None = None
@@ -33,12 +33,12 @@ class SamplingDefaults:
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingDefaults:
-        """Reads the content of a generation_config.json, as vLLM does; null stands for a field that is not there.
+        """Reads the content of a generation_config.json as vLLM does; a field that is null counts as absent.
 
-        `do_sample` decides too, as in transformers: false means greedy, true without a temperature means 1.
+        As in transformers, `do_sample` false means greedy, and `do_sample` true without a temperature means 1.
 
         Raises:
-            InputError: A field is of the wrong kind or out of range.
+            InputError: A field has the wrong type or is out of range.
         """
         do_sample = config.get("do_sample")
         try:
@@ -52,9 +52,9 @@ class SamplingDefaults:
         return replace(defaults, temperature=1.0) if do_sample and defaults.temperature is None else defaults
 
     def describe(self, params: SamplingParams) -> str:
-        """Names the values that a request with these parameters takes from here, "temperature 0.6, top_k 20".
+        """Describes the defaults that a request with these parameters uses: "temperature 0.6, top_k 20".
 
-        Those without an effect are left out: cuts where the choice is greedy, and values that change nothing.
+        Defaults without an effect are left out: cuts where the choice is greedy, and values that change nothing.
         """
         resolved, neutral = params.resolved(self), ResolvedSamplingParams()
         effective = OPEN_FIELDS if resolved.temperature > 0.0 else ("repetition_penalty",)

@@ -16,9 +16,10 @@ from pipelines.sampling.sampler import kth_largest
 
 @dataclass(frozen=True)
 class TokenLogProbs:
-    """A token's log probability and the likeliest tokens at its position, likeliest first; it need not be one of them.
+    """A token's log probability, and the likeliest tokens at its position.
 
-    A token that the model gives no chance (a logit of minus infinity) has a log probability of minus infinity.
+    top: token ids with their log probabilities, likeliest first; the token itself need not be among them. A token with
+    a logit of minus infinity has a log probability of minus infinity.
     """
 
     token_id: int
@@ -29,7 +30,12 @@ class TokenLogProbs:
 def log_probabilities(logits_V: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogProbs:
     """Computes the log-softmax of the model's own logits [V], before temperature, penalties or any cut.
 
-    Of tokens equally likely the lowest ids come first.
+    Among equally likely tokens the lowest ids come first.
+
+    Args:
+        logits_V: The logits of one position.
+        token_id: The token whose log probability is wanted.
+        num_top: How many of the likeliest tokens are listed.
 
     Raises:
         FloatingPointError: The logits hold NaN or infinity.
@@ -56,10 +62,13 @@ def prompt_log_probabilities(
 ) -> list[TokenLogProbs]:
     """Computes the log probabilities of a prompt's tokens from a slab of logits [T, V].
 
-    Goes row by row, so that only one row's worth of memory is needed beside the slab.
+    It works row by row, so that only one row's worth of memory is needed beside the slab.
 
-    next_tokens: For each row the token that follows its position, which its logits predict. A prompt's first token has
-    no row, and its last row predicts the output.
+    Args:
+        logits_TV: Logits of consecutive positions.
+        next_tokens: For each row the token that follows its position. No row predicts a prompt's first token, and its
+            last row predicts the output.
+        num_top: As for `log_probabilities`.
 
     Raises:
         FloatingPointError: As `log_probabilities`.
@@ -68,11 +77,23 @@ def prompt_log_probabilities(
 
 
 class LogProbabilitiesMixin:
-    """Log probabilities for pipeline models that answer with those of their tokens."""
+    """Computation of log probabilities for pipeline models that return them."""
 
     def compute_log_probabilities(
         self, next_token_logits_BV: NDArray[np.float32], next_tokens: Sequence[int], num_top: Sequence[int | None]
     ) -> list[TokenLogProbs | None]:
-        """Computes each row's log probabilities from logits [B, V], with the `num_top` likeliest; None: not asked."""
+        """Computes each row's log probabilities from logits [B, V].
+
+        Args:
+            next_token_logits_BV: The logits of each row's last position.
+            next_tokens: The token that was chosen for each row.
+            num_top: For each row the number of likeliest tokens to list; None: no log probabilities.
+
+        Returns:
+            One entry per row; None where num_top is None.
+
+        Raises:
+            FloatingPointError: As `log_probabilities`.
+        """
         rows = zip(next_token_logits_BV, next_tokens, num_top, strict=True)
         return [None if num is None else log_probabilities(row, token, num) for row, token, num in rows]

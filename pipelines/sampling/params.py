@@ -1,4 +1,4 @@
-"""Sampling parameters of a request, checked once, where it comes in."""
+"""Sampling parameters of a request, checked once, when they are created."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ _NUMBERS: dict[str, tuple[float | None, float]] = {
 _BOOLEANS = ("ignore_eos", "skip_special_tokens")
 _OPTIONAL = frozenset({"max_new_tokens", "seed", "logprobs", "prompt_logprobs", *OPEN_FIELDS})
 _MAX_STOPS = 16
-_MAX_CHARACTERS = 1024  # of a stop string, of a salt
+_MAX_CHARACTERS = 1024  # of a stop string, of a cache_salt
 _MAX_BIASES = 1024
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one request are chosen, and when it ends.
+    """Parameters of one request: the choice of its tokens, and its end.
 
     Without a checkpoint's defaults (`resolved`) the choice is greedy. `stop` may be given as one string, `logit_bias`
     as a mapping or as pairs; they are kept as tuples, so that parameters can be hashed and compared.
 
-    logit_bias: Added to the logits of these tokens, -100 to 100. allowed_token_ids: The only tokens that may be
-    chosen; None: all. cache_salt: Requests with different salts share no cached prefix. skip_special_tokens: Leaves
-    control tokens out of the text. logprobs, prompt_logprobs: Log probabilities of the chosen tokens, or of the
-    prompt's, with those of the n likeliest; None: off.
+    logit_bias: numbers added to the logits of tokens, -100 to 100. allowed_token_ids: the only tokens that may be
+    chosen; None: all. cache_salt: requests with different salts share no cached prefix. skip_special_tokens: leaves
+    control tokens out of the text. logprobs, prompt_logprobs: n for the log probabilities of the chosen tokens, or of
+    the prompt's, with those of the n likeliest; None: off.
 
     Raises:
-        InputError: A value is of the wrong kind or out of range.
+        InputError: A value has the wrong type or is out of range.
     """
 
     max_new_tokens: int | None = None  # None: until the model's length limit
@@ -92,7 +92,7 @@ class SamplingParams:
         self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids, _MAX_STOPS))
         self._set("logit_bias", _logit_bias(self.logit_bias))
         self._set("allowed_token_ids", _allowed_token_ids(self.allowed_token_ids))
-        _check_salt(self.cache_salt)
+        _check_cache_salt(self.cache_salt)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -118,13 +118,14 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
+        """Whether a repetition, presence or frequency penalty has an effect."""
         return (
             self.repetition_penalty not in (None, 1.0) or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
         )
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the graph's own argmax is not enough for this request's next token."""
+        """Whether the next token needs the row of logits: the graph's own argmax does not suffice."""
         changes_logits = self.has_penalties or self.min_tokens > 0 or self.logit_bias or self.allowed_token_ids
         return bool(self.temperature or changes_logits or self.logprobs is not None)
 
@@ -135,7 +136,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class ResolvedSamplingParams(SamplingParams):
-    """Sampling parameters with no field left open; `SamplingParams.resolved` makes them.
+    """Sampling parameters with no field left open, as `SamplingParams.resolved` returns them.
 
     Raises:
         InputError: As SamplingParams, or a field is left open.
@@ -226,7 +227,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(biases.items()))
 
 
-def _check_salt(value: Any) -> None:
+def _check_cache_salt(value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_CHARACTERS:

@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_] | NDArray[np.integer[Any]]
 
 
 class LogitsProcessor(Protocol):
-    """A change to the logits of one request, which may depend on the tokens that it sampled."""
+    """A change to the logits of one request, which may depend on the tokens that were sampled."""
 
     @property
     def is_active(self) -> bool:
@@ -33,7 +33,7 @@ class LogitsProcessor(Protocol):
 
 
 class RepetitionPenalty:
-    """Makes tokens of prompt and output less likely, as transformers' RepetitionPenaltyLogitsProcessor."""
+    """Makes tokens of prompt and output less likely, as transformers' RepetitionPenaltyLogitsProcessor does."""
 
     def __init__(self, penalty: float, prompt: Iterable[int] = ()) -> None:
         self._penalty = penalty
@@ -43,38 +43,47 @@ class RepetitionPenalty:
 
     @property
     def is_active(self) -> bool:
+        """Whether any token has been seen."""
         return len(self._ids) > 0
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
+        """Divides positive logits of seen tokens by the penalty, and multiplies negative ones."""
         ids = np.array(self._ids)
         seen = logits_V[ids]
         logits_V[ids] = np.where(seen < 0, seen * self._penalty, seen / self._penalty)
 
     def accept(self, token: int) -> None:
+        """Adds the token to those seen."""
         if token not in self._seen:
             self._seen.add(token)
             self._ids.append(token)
 
 
 class PresenceFrequencyPenalty:
-    """Makes tokens of the output less likely: once for having come, and once more each time, as in the OpenAI API."""
+    """Makes tokens of the output less likely: once for their presence, and once for each occurrence.
+
+    Source: the OpenAI API's presence_penalty and frequency_penalty.
+    """
 
     def __init__(self, presence_penalty: float, frequency_penalty: float) -> None:
-        # A numpy scalar has the subtraction done in float64, rounded once into the row.
+        # A numpy scalar makes numpy subtract in float64, with one rounding into the row.
         self._presence_penalty = np.float64(presence_penalty)
         self._frequency_penalty = frequency_penalty
         self._counts: dict[int, int] = {}
 
     @property
     def is_active(self) -> bool:
+        """Whether any token has been sampled."""
         return bool(self._counts)
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
+        """Subtracts the penalties from the logits of sampled tokens."""
         ids = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
         times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         logits_V[ids] = logits_V[ids] - self._frequency_penalty * times - self._presence_penalty
 
     def accept(self, token: int) -> None:
+        """Counts the token."""
         self._counts[token] = self._counts.get(token, 0) + 1
 
 
@@ -87,17 +96,19 @@ class LogitBias:
 
     @property
     def is_active(self) -> bool:
+        """Always: biases apply to every row."""
         return True
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
+        """Adds the biases."""
         logits_V[self._ids] += self._biases
 
     def accept(self, token: int) -> None:
-        """Does nothing: biases stay."""
+        """Does nothing: biases do not depend on the output."""
 
 
 class MinTokens:
-    """Masks the tokens that would end the request until `min_tokens` were sampled."""
+    """Masks the tokens that would end the request until `min_tokens` have been sampled."""
 
     def __init__(self, min_tokens: int, stop_ids: Collection[int]) -> None:
         self._num_missing = min_tokens
@@ -105,20 +116,23 @@ class MinTokens:
 
     @property
     def is_active(self) -> bool:
+        """Whether fewer than `min_tokens` have been sampled."""
         return self._num_missing > 0
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
+        """Masks the stop tokens."""
         logits_V[[token for token in self._stop_ids if token < len(logits_V)]] = -np.inf
 
     def accept(self, token: int) -> None:
+        """Counts the token."""
         self._num_missing -= 1
 
 
 class AllowedTokens:
     """Masks all but the allowed tokens.
 
-    A grammar is a subclass, or an owner, that replaces the mask before each token: `accept` tells it how far the text
-    has come, and the next mask may be computed while the model runs, up to the call of `apply`.
+    A grammar is a subclass, or an owner, that replaces the mask before each token: `accept` gives it the tokens, and
+    the next mask may be computed while the model runs, up to the call of `apply`.
     """
 
     def __init__(self, mask: Mask | None = None) -> None:
@@ -126,7 +140,7 @@ class AllowedTokens:
 
     @classmethod
     def from_ids(cls, token_ids: Sequence[int]) -> AllowedTokens:
-        """Allows these tokens, at least one."""
+        """Creates a processor that allows these tokens, at least one."""
         mask = np.zeros(max(token_ids) + 1, np.bool_)
         mask[np.asarray(token_ids)] = True
         return cls(mask)
@@ -141,9 +155,11 @@ class AllowedTokens:
 
     @property
     def is_active(self) -> bool:
+        """Whether there is a mask."""
         return self._limits_V is not None
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
+        """Sets the logits of tokens that are not allowed to minus infinity."""
         if self._limits_V is not None:
             known_V = logits_V[: len(self._limits_V)]
             unknown_V = logits_V[len(known_V) :]
@@ -176,6 +192,11 @@ def logits_processors(
     Penalties come first, since the repetition penalty depends on the sign of the model's own logits; a bias before it
     would be scaled by it. Masks come last, so that nothing makes a masked token possible again, and the allowed tokens
     at the very end, since a grammar's mask may arrive that late.
+
+    Args:
+        params: Parameters of the request.
+        prompt: Its tokens, which the repetition penalty counts too.
+        eos_token_ids: The model's end-of-text tokens, which `min_tokens` masks.
     """
     resolved = params.resolved()
     processors: list[LogitsProcessor] = []

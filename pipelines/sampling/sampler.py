@@ -1,6 +1,6 @@
 """The sampler: from one row of logits to the next token, on the host.
 
-Whole rows of 262,144 logits leave little time: only what survives a cheap bound is looked at closely.
+Work on a whole row of 262,144 logits is slow: a cheap bound selects the few that are compared exactly.
 Shape suffix: V vocabulary.
 """
 
@@ -13,30 +13,39 @@ from numpy.typing import NDArray
 
 from pipelines.errors import InputError
 from pipelines.sampling.params import SamplingParams
-from pipelines.sampling.processors import logits_processors
+from pipelines.sampling.processors import LogitsProcessor, logits_processors
 
-# Below this the distribution is a point, and float32 runs out of range.
+# Below this the distribution is a single point, and float32 overflows.
 _MIN_TEMPERATURE = 1e-6
 _GROUP_SIZE = 512
 
 
 class NoTokenLeftError(InputError):
-    """A request's own masks leave no token that could be chosen."""
+    """Raised when a request's own masks leave no token that could be chosen."""
 
 
 class Sampler:
     """Chooses the tokens of one request.
 
-    Keeps what depends on the request's past: the random numbers, and what its logits processors saw. It outlives a
-    preemption, so that a recomputed request goes on as if nothing had happened. Parameters that are still open count
-    as greedy: resolve them with the checkpoint's defaults before.
+    It keeps the state of the request: its random numbers, and the tokens that its logits processors have seen. The
+    state outlives a preemption, so that a request that is computed again has the same text. Parameters that are still
+    open count as greedy: resolve them with the checkpoint's defaults before. constraint: a grammar's mask, which
+    applies after all that the parameters ask for.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int] = (), eos_token_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int] = (),
+        eos_token_ids: Collection[int] = (),
+        constraint: LogitsProcessor | None = None,
+    ) -> None:
         _keep_freed_memory()
         self._params = params.resolved()
         self._random = np.random.default_rng(params.seed)
         self._processors = logits_processors(self._params, prompt, eos_token_ids)
+        if constraint is not None:
+            self._processors.append(constraint)
 
     def sample(self, logits_V: NDArray[np.float32]) -> int:
         """Chooses the next token. `logits_V` [V] is left as it is; at equal logits the greedy choice is the lowest id.
@@ -55,12 +64,16 @@ class Sampler:
             # random() may be 0 but never 1; a target above 0 passes over weights of 0.
             chosen = running.first_reaching((1.0 - self._random.random()) * running.total)
             token = chosen if ids is None else int(ids[chosen])
-        for processor in self._processors:
-            processor.accept(token)
+        self.accept(token)
         return token
 
+    def accept(self, token: int) -> None:
+        """Takes a token that was chosen otherwise, as if it had been sampled; no random number is drawn."""
+        for processor in self._processors:
+            processor.accept(token)
+
     def _processed(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The row as the processors leave it: a copy if any of them changes it."""
+        """Row after all processors: a copy if any of them changes it."""
         active = [processor for processor in self._processors if processor.is_active]
         if active:
             logits_V = logits_V.copy()
@@ -70,7 +83,7 @@ class Sampler:
 
 
 def _no_choice(logits_V: NDArray[np.float32], processed_V: NDArray[np.float32]) -> Exception:
-    """The error for a processed row without a finite maximum: the masks are to blame if the model's own row has one."""
+    """Error for a processed row without a finite maximum: that of the masks if the model's own row has one."""
     if np.isneginf(processed_V.max()):
         if np.isfinite(logits_V.max()):
             return NoTokenLeftError(
@@ -83,10 +96,10 @@ def _no_choice(logits_V: NDArray[np.float32], processed_V: NDArray[np.float32]) 
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep the memory of a row's arrays for the next row.
+    """Makes glibc keep the memory of a row's arrays for the next row.
 
-    By default it goes back to the system, and its pages fault in again, which takes as long as all the work on them.
-    Freeing something large raises the threshold for the whole process (mallopt(3), M_MMAP_THRESHOLD).
+    By default it returns to the system, and its pages fault in again, which takes as long as all the work on them.
+    Freeing a large block raises the threshold for the whole process (mallopt(3), M_MMAP_THRESHOLD).
     """
     np.empty(6 * 2**20, np.float32)
 
@@ -94,10 +107,13 @@ def _keep_freed_memory() -> None:
 def kept_tokens(
     logits_V: NDArray[np.float32], params: SamplingParams
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
-    """Cuts a row by temperature, top-k, top-p and min-p: ids (None: all of V), and weights, 0 for those not kept.
+    """Cuts a row by temperature, top-k, top-p and min-p.
 
-    Weights are probabilities times a constant. As in transformers' logits processors, top-k keeps all that equal the
-    k-th, and top-p keeps the smallest set that reaches its mass; among equals it keeps the lowest ids.
+    As in transformers' logits processors, top-k keeps all that equal the k-th, and top-p keeps the smallest set that
+    reaches its mass; among equals it keeps the lowest ids.
+
+    Returns:
+        The token ids (None: all of V), and their weights: probabilities times a constant, 0 for those not kept.
     """
     cuts = params.resolved()
     ids, is_top, logits = None, None, logits_V
@@ -131,7 +147,7 @@ def kth_largest(logits_V: NDArray[np.float32], k: int) -> np.float32:
 
 
 def _are_few(mask: NDArray[np.bool_]) -> bool:
-    """Whether the marked are worth copying out of their row: copying half of one takes longer than sorting all."""
+    """Whether so few are marked that copying them is worth it: copying half of a row takes longer than sorting it."""
     return bool(np.count_nonzero(mask) < len(mask) // 16)
 
 
@@ -140,7 +156,7 @@ def _those_if_few(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArr
 
 
 def _is_in_top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.bool_]:
-    """Whether each weight is one of the largest that it takes to reach the share `top_p` of the sum."""
+    """Whether each weight is one of the largest that are needed to reach the share `top_p` of the sum."""
     total = float(weights.sum(dtype=np.float64))
     # Those below the bound have less than 1 - top_p together: none of them is kept, and none needs sorting.
     heavy = _those_if_few(weights, weights >= (1.0 - top_p) * total / len(weights))
@@ -154,9 +170,9 @@ def _is_in_top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.bool_
 
 
 class RunningSum:
-    """Sums of the first 1, 2, ... weights, in float64.
+    """Running sums of weights, in float64.
 
-    In groups, since a running sum of a whole row takes longer than all else.
+    They are kept by groups, since a running sum of a whole row takes longer than all other work.
     """
 
     def __init__(self, weights: NDArray[np.float32]) -> None:
@@ -166,7 +182,7 @@ class RunningSum:
         self.total = float(self._group_ends[-1])
 
     def first_reaching(self, target: float) -> int:
-        """Finds where the sum first is `target` or more, 0 < target <= total, however sums were rounded."""
+        """Index of the first sum that is `target` or more, 0 < target <= total; correct in spite of roundings."""
         group = int(np.searchsorted(self._group_ends, min(target, self.total)))
         start = group * _GROUP_SIZE
         inside = np.cumsum(self._weights[start : start + _GROUP_SIZE], dtype=np.float64)

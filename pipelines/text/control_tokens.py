@@ -1,4 +1,4 @@
-"""The control tokens of a tokenizer: which there are, and which of them frame a turn."""
+"""The control tokens of a tokenizer, and those among them that frame a turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAME_NAMES = (
 )
 """Names that tokenizer_config.json gives to tokens around a text, around a turn, and around or of an image or sound.
 
-Gemma 4's has names for the markers inside an answer too, which are none of these: soc_token and eoc_token for its
+Gemma 4's file also names the markers inside an answer, which don't belong here: soc_token and eoc_token for its
 thinking, stc_token, etc_token, str_token and etr_token for tool calls and responses, escape_token, think_token.
 """
 
@@ -24,7 +24,7 @@ thinking, stc_token, etc_token, str_token and etr_token for tool calls and respo
 def control_tokens(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int]) -> dict[int, AddedToken]:
     """Added tokens that are special, or that begin, end or pad a text, by their ids.
 
-    The unknown token is none of them: it stands for any text that the vocabulary lacks.
+    The unknown token does not count: it replaces any text that the vocabulary lacks.
     """
     ends = {*eos_token_ids, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     unknown = {tokenizer.unk_token_id} - ends
@@ -40,8 +40,12 @@ def frame_token_ids(
 ) -> frozenset[int]:
     """Tokens that frame a text or a turn rather than mark something inside an answer.
 
-    They end a text, have one of FRAME_NAMES, or are control tokens that `rendered_turns` has: turns of plain text as
-    the chat template writes them.
+    They end a text, have one of FRAME_NAMES, or are control tokens that the chat template writes around plain text.
+
+    Args:
+        tokenizer: The tokenizer.
+        eos_token_ids: Tokens that end a text.
+        rendered_turns: Turns of plain text as the chat template writes them.
     """
     controls = control_tokens(tokenizer, eos_token_ids)
     written = [token_id for token_id, token in controls.items() if token.content in rendered_turns]

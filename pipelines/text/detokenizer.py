@@ -1,11 +1,11 @@
-"""From token ids, one at a time, to text that is never taken back."""
+"""Incremental detokenization: from token ids, one at a time, to text that is never taken back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A character has at most 4 bytes, so 3 at most are incomplete. Tokenizers that fall back to bytes show each of them as
+# A character has at most 4 bytes, so at most 3 are incomplete. Tokenizers that fall back to bytes show each of them as
 # a replacement character, byte-level ones show all of them as one.
 _MAX_INCOMPLETE = 3
 # The characters held back may stand for as many incomplete ones of 3 bytes each.
@@ -14,11 +14,11 @@ _MAX_WINDOW = 16
 
 
 class IncrementalDetokenizer:
-    """Gives the text of tokens as they come, and never half a character.
+    """Decodes tokens one by one to text, never to half a character.
 
-    Decodes a window of a few tokens, from the last end of a character that was also the end of a token. `anchor` is
-    the ids of some ordinary text: decoded in front of the window it keeps the window's leading space, which some
-    decoders drop at the start of a text. For valid text, all pieces together are `decode` of all ids.
+    It decodes a window of a few tokens, from the last end of a character that was also the end of a token. anchor: the
+    ids of some ordinary text; decoded in front of the window it keeps the window's leading space, which some decoders
+    drop at the start of a text. For valid text, all pieces together are `decode` of all ids.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], anchor: Sequence[int] = ()) -> None:
@@ -27,10 +27,10 @@ class IncrementalDetokenizer:
         self._anchor_length = len(decode(self._anchor)) if anchor else 0
         self._is_first = True
         self._window: list[int] = []
-        self._num_shown = 0  # characters of the window's text that were given out
+        self._num_shown = 0  # characters of the window's text that were returned
 
     def push(self, token_id: int) -> str:
-        """The text that is final now."""
+        """Adds a token and returns the text that is now final."""
         self._window.append(token_id)
         text = self._window_text()
         num_final = len(text)
@@ -38,7 +38,7 @@ class IncrementalDetokenizer:
             num_final = max(len(text.rstrip(_REPLACEMENT)), len(text) - _MAX_INCOMPLETE, self._num_shown)
         piece = text[self._num_shown : num_final]
         self._num_shown = num_final
-        # At the very start tokens without text stay: whether a space is dropped depends on them.
+        # At the very start tokens without text are kept: they decide whether a space is dropped.
         if num_final == len(text) and (text or not self._is_first):
             self._window.clear()
             self._num_shown, self._is_first = 0, False
@@ -47,7 +47,7 @@ class IncrementalDetokenizer:
         return piece
 
     def finish(self) -> str:
-        """What is left; the bytes of an incomplete character become U+FFFD."""
+        """Returns the rest of the text; the bytes of an incomplete character become U+FFFD."""
         piece = self._window_text()[self._num_shown :] if self._window else ""
         self._window.clear()
         return piece
@@ -58,44 +58,47 @@ class IncrementalDetokenizer:
         return self._decode(self._anchor + self._window)[self._anchor_length :]
 
     def _shorten(self, num_held: int) -> None:
-        """Forget the beginning of a window in which no token ended with a character; what is held stays."""
+        """Drops the beginning of a window in which no token ended with a character; text that is held back stays."""
         self._window = self._window[-_MIN_WINDOW:]
         self._is_first = self._is_first and self._num_shown + num_held == 0
         self._num_shown = max(0, len(self._window_text()) - num_held)
 
 
 class StopChecker:
-    """Ends a text before the first of some strings, and holds back what may be the beginning of one.
+    """Ends a text before the first stop string, and holds back text that may be the beginning of one.
 
-    Of several, the one complete first counts, so that the answer does not depend on how the text was cut into pieces.
+    Of several, the one that is complete first counts, so that the text does not depend on its cuts into pieces.
+
+    matched: the stop string that ended the text; None until then.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
+        self.matched: str | None = None
         self._stops = tuple(stops)
         self._held = ""
-        self._is_stopped = False
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """The text to give out, and whether a stop string, which is not given out, ended it."""
-        if self._is_stopped:
+        """Adds text; returns the text before a stop string, and whether there is one."""
+        if self.matched is not None:
             return "", True
         text = self._held + text
         starts = ((text.find(stop), stop) for stop in self._stops)
-        found = [(start + len(stop), start) for start, stop in starts if start >= 0]
+        found = [(start + len(stop), start, stop) for start, stop in starts if start >= 0]
         if found:
-            self._held, self._is_stopped = "", True
-            return text[: min(found)[1]], True
+            _, start, self.matched = min(found)
+            self._held = ""
+            return text[:start], True
         kept = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[kept:]
         return text[:kept], False
 
     def finish(self) -> str:
-        """What was held back, now that no more text comes."""
+        """Returns the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` begin `stop`, which is not in it."""
+    """Length of the longest end of `text` that is a beginning of `stop`, which is not in it."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""Control tokens that users spell, told apart from those that the chat template writes."""
+"""The guard against control tokens that users spell: it tells them from those that the chat template writes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
-_COMPARED = frozenset({"role", "type"})  # templates compare them with words of their own
-# How _forms show one character more.
+_COMPARED = frozenset({"role", "type"})  # templates compare these with words of their own
+# Patterns of one more character in each of _forms.
 _TAILS = (".", r"\\U[0-9a-f]{8}", r"\\u[0-9a-f]{4}\\u[0-9a-f]{4}")
 _TOOL_RESULTS = "tool_responses"  # an assistant's message may carry them in Gemma 4's template
 
 
 class ControlTokenGuard:
-    """Stand-ins for the control tokens that users spell, while a chat template is rendered.
+    """Replaces control tokens that users spell by stand-ins while a chat template is rendered.
 
-    It serves one rendering: `hide_messages` and `hide` prepare what the template gets, `stretches` cuts what it gives.
+    A guard serves one rendering: `hide_messages` and `hide` prepare the template's input, `stretches` cuts its output.
     A stand-in is a few random characters of private use, which no template looks for and no user can foresee.
 
-    tokens: those of the tokenizer, and of images, by id. image_tokens: spellings that even assistants can't write.
-    exempt: one that users may write.
+    tokens: control tokens of the tokenizer, and of images, by id. image_tokens: spellings that even assistants can't
+    write. exempt: a spelling that users may write.
     """
 
     def __init__(self, tokens: Mapping[int, AddedToken], image_tokens: Sequence[str] = (), exempt: str = "") -> None:
@@ -40,20 +40,24 @@ class ControlTokenGuard:
         spellings = dict.fromkeys([*(token.content for token in tokens.values()), *image_tokens])
         self._spellings = tuple(spelling for spelling in spellings if spelling != exempt)
         self._key = "".join(chr(secrets.choice(_PRIVATE_USE)) for _ in range(3))
-        self._stand_ins: dict[str, str] = {}  # what users wrote -> what stands for it
+        self._stand_ins: dict[str, str] = {}  # a user's text -> its stand-in
 
     def hide_messages(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        """The messages with stand-ins, or as they are where there is nothing to hide."""
+        """Returns the messages with stand-ins, or unchanged if there is nothing to hide."""
         hidden = [self._hide_message(message) for message in messages]
         return hidden if self._stand_ins else messages
 
     def hide(self, value: Any) -> Any:
-        """A value in which all strings, those of its lists and mappings too, have stand-ins; or as `hide_messages`."""
+        """Returns a value with stand-ins in all its strings, those of lists and mappings too, or unchanged."""
         hidden = self._hide(value, self._spellings)
         return hidden if self._stand_ins else value
 
     def stretches(self, rendered: str) -> list[tuple[str, bool]]:
-        """Stretches of the rendered text, cut at its control tokens; True: users spelled some there, now restored."""
+        """Cuts the rendered text at its control tokens.
+
+        Returns:
+            Stretches of text with the users' spellings restored, each with whether it has such spellings.
+        """
         if not self._stand_ins:
             return [(rendered, False)]
         parts = (part for part in self._written().split(rendered) if part)
@@ -67,13 +71,16 @@ class ControlTokenGuard:
         ]
 
     def encode_spelled(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """The ids of text that spells control tokens, none of which is among them.
+        """Encodes text that spells control tokens to ids, none of which is a control token.
 
-        encode: recognizes no special token. Where the vocabulary has one as an ordinary word too, the text is cut
-        inside it.
+        If the vocabulary has a control token as an ordinary word too, the text is cut inside it.
+
+        Args:
+            text: The text.
+            encode: An encoder that recognizes no special token.
 
         Raises:
-            InputError: A token can't be written otherwise.
+            InputError: The text of a token can't be encoded otherwise.
         """
         inside = [match.start() + 1 for match in _any_of(self._spellings).finditer(text)]
         for cuts in ([], inside):
@@ -82,7 +89,9 @@ class ControlTokenGuard:
             if not (forged := self._tokens.keys() & set(token_ids)):
                 return token_ids
         spelling = self._tokens[min(forged)].content
-        raise InputError(f"the text spells the control token {spelling}: remove it, or pass allow_control_tokens=True")
+        raise InputError(
+            f"the text spells the control token {spelling}: remove it, or from Python pass allow_control_tokens=True"
+        )
 
     def _hide_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         is_assistant = message.get("role") == "assistant"
@@ -108,7 +117,7 @@ class ControlTokenGuard:
         return text
 
     def _hide_beginning(self, text: str, spellings: tuple[str, ...]) -> str:
-        """Hides the beginning of a token at the end of a text: the template may put the rest of it behind."""
+        """Hides the beginning of a token at the end of a text: the template may write the rest of it after the text."""
         body, beginnings = text.rstrip(), _beginnings(spellings)
         longest = max(map(len, beginnings), default=0)
         sizes = range(min(longest, len(body)), 0, -1)
@@ -122,16 +131,16 @@ class ControlTokenGuard:
         return self._stand_ins.setdefault(text, self._key + chr(_PRIVATE_USE[len(self._stand_ins)]))
 
     def _written(self) -> re.Pattern[str]:
-        """Matches control tokens, with the spaces around them that the tokenizer takes for parts of them."""
+        """Pattern of the control tokens, with the spaces around them that the tokenizer counts as their parts."""
         tokens = sorted(self._tokens.values(), key=lambda token: -len(token.content))
         patterns = (r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip for token in tokens)
         return re.compile(f"({'|'.join(patterns)})")
 
 
 def without_control_tokens(backend: Tokenizer, tokens: Mapping[int, AddedToken]) -> Tokenizer:
-    """A tokenizer for text inside a chat: it recognizes all added tokens but these, and shares the vocabulary.
+    """Makes a tokenizer for text inside a chat: it recognizes all added tokens but these, and shares the vocabulary.
 
-    transformers' `split_special_tokens` does that too, but by changing the tokenizer that other threads use.
+    transformers' `split_special_tokens` does that too, but it changes the tokenizer that other threads use.
     """
     from tokenizers import Tokenizer
 
@@ -147,10 +156,10 @@ def without_control_tokens(backend: Tokenizer, tokens: Mapping[int, AddedToken])
 
 
 def _inside_a_text(pre_tokenizer: PreTokenizer) -> PreTokenizer:
-    """The pre-tokenizer without the space that some put before the first word of a text alone."""
+    """Pre-tokenizer without the space that some put before the first word of a text only."""
     try:
         state = pre_tokenizer.__getstate__()
-    except Exception:  # one written in Python has none
+    except Exception:  # one written in Python has no state
         return pre_tokenizer
     inside = copy.deepcopy(pre_tokenizer)
     inside.__setstate__(state.replace(b'"prepend_scheme":"first"', b'"prepend_scheme":"never"'))
@@ -159,7 +168,7 @@ def _inside_a_text(pre_tokenizer: PreTokenizer) -> PreTokenizer:
 
 @lru_cache
 def _any_of(spellings: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches any of them, the longest first, as tokenizers do."""
+    """Pattern of any of the spellings, the longest first, as tokenizers match them."""
     return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))) or "(?!)")
 
 
@@ -169,5 +178,5 @@ def _beginnings(spellings: tuple[str, ...]) -> frozenset[str]:
 
 
 def _forms(stand_in: str) -> tuple[str, ...]:
-    """The stand-in as it is, and as templates write it when they print a list or make JSON of it."""
+    """Forms of a stand-in: as it is, and as templates write it in a printed list or in JSON."""
     return stand_in, repr(stand_in)[1:-1], json.dumps(stand_in)[1:-1]

@@ -1,4 +1,4 @@
-"""A lower bound of a text's number of tokens, found without tokenizing it."""
+"""A lower bound of a text's number of tokens, computed without tokenizing it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Pre-tokenizers that keep all of a text, unless they are told to remove what they split at.
+# Pre-tokenizers that keep all of a text, unless they are configured to remove the places where they split.
 _SPLITS = frozenset({"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"})
 _COMPOSING: Final = "NFC"
 
 
 @dataclass(frozen=True)
 class LengthBound:
-    """How much text one token can stand for.
+    """The longest text that one token can stand for.
 
-    max_token_length: that of the longest token, in bytes if is_byte_level, else in characters. composes: characters
-    are composed (NFC) before the text is cut into tokens.
+    max_token_length: length of the longest token, in bytes if is_byte_level, else in characters. composes: whether
+    characters are composed (NFC) before the text is cut into tokens.
     """
 
     max_token_length: int
@@ -30,9 +30,9 @@ class LengthBound:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self | None:
-        """The bound of a tokenizer; None if it may drop text or take any length of it for one token.
+        """Derives the bound of a tokenizer; None if it may drop text, or read text of any length as one token.
 
-        Known are byte pairs of characters that fall back to bytes (Gemma) and of bytes (Llama 3, Qwen).
+        Supported are byte pairs of characters that fall back to bytes (Gemma) and of bytes (Llama 3, Qwen).
         """
         from tokenizers.models import BPE
 
@@ -46,13 +46,13 @@ class LengthBound:
         if not has_bytes or not all(map(_keeps_text, [*normalizers, *splits])) or composes > is_byte_level:
             return None
         added = tokenizer.get_added_tokens_decoder().values()
-        if any(token.lstrip or token.rstrip for token in added):  # they take any number of spaces with them
+        if any(token.lstrip or token.rstrip for token in added):  # these include any number of spaces around them
             return None
         longest = max(len(token.content.encode()) for token in added) if added else 0
         return cls(max(longest, *map(len, vocabulary)), is_byte_level, composes)
 
     def min_num_tokens(self, text: str) -> int:
-        """The fewest tokens that the text can have."""
+        """Smallest number of tokens that the text can have."""
         return -(-self._length(text) // self.max_token_length)
 
     def _length(self, text: str) -> int:
@@ -68,7 +68,7 @@ class LengthBound:
 
 
 def _steps(component: Any) -> list[dict[str, Any]] | None:
-    """The steps of a normalizer or pre-tokenizer in the words of tokenizer.json; None if it is not of the library."""
+    """Steps of a normalizer or pre-tokenizer as tokenizer.json describes them; None if it is not of the library."""
     try:
         state = json.loads(component.__getstate__()) if component is not None else []
     except Exception:  # one written in Python has no state
@@ -84,7 +84,7 @@ def _flat(state: Any) -> Any:
 
 
 def _keeps_text(step: dict[str, Any]) -> bool:
-    """Whether no text gets lost in a step, nor shorter, but for composed characters."""
+    """Whether a step neither drops nor shortens text, except for composed characters."""
     if step["type"] == "Replace":
         pattern = step["pattern"].get("String")
         return pattern is not None and len(step["content"]) >= len(pattern)
@@ -92,7 +92,7 @@ def _keeps_text(step: dict[str, Any]) -> bool:
 
 
 def _has_all_bytes(vocabulary: Collection[str], is_byte_level: bool) -> bool:
-    """Whether each byte has a token, so that none is dropped or unknown."""
+    """Whether every byte has a token, so that no byte is dropped or unknown."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     names = ByteLevel.alphabet() if is_byte_level else (f"<0x{byte:02X}>" for byte in range(256))

@@ -1,4 +1,4 @@
-"""Prompts to token ids, checked against what the model takes."""
+"""Encoding of prompts to token ids, with checks against the model's limits and modalities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IMAGE_TYPES = frozenset({"image", "image_url"})
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """Text in which a placeholder stands for each image, in their order; `load_image` reads images."""
+    """Text with a placeholder for each image, in order; `load_image` reads images."""
 
     text: str
     images: Sequence[Image]
@@ -32,42 +32,47 @@ class ImagePrompt:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the model takes it. images: where in `tokens` each of them is."""
+    """A prompt as token ids. images: the place of each image in `tokens`, and its pixels."""
 
     tokens: list[int]
     images: tuple[ImageSpan, ...] = ()
 
 
 Prompt = str | Sequence[int] | ImagePrompt | EncodedPrompt
-"""Text, token ids that are taken as they are, text with images, or what the encoder made of one of these."""
+"""A prompt: text, token ids, text with images, or an encoded prompt."""
 
 
 class ProcessedImage(Protocol):
-    """pixel_values: what the vision tower takes. digest: 32 bytes that tell it from every other."""
+    """An image as the vision tower takes it. image_hash: 32 bytes that identify the content."""
 
     pixel_values: npt.NDArray[Any]
-    digest: bytes
+    image_hash: bytes
 
 
 class ImageProcessor(Protocol):
-    """What an architecture knows of images. placeholder: what stands for one in a prompt's text."""
+    """An architecture's processing of images.
+
+    placeholder: the text that stands for an image in a prompt. image_token_id: the id of the tokens of an image, of
+    which each has num_image_tokens.
+    """
 
     placeholder: str
     image_token_id: int
     num_image_tokens: int
 
-    def process(self, image: Image) -> ProcessedImage: ...
+    def process(self, image: Image) -> ProcessedImage:
+        """Resizes and normalizes an image of any size."""
 
     def expand_placeholders(self, text: str) -> str:
-        """With each placeholder replaced by the tokens of an image and what surrounds them."""
+        """Replaces each placeholder by the tokens of an image and the text around them."""
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
     """Encodes and checks prompts; it needs no weights, so that a wrong prompt is found before anything is compiled.
 
-    vocab_size: of the model. max_length: tokens of prompt and answer. is_instruction_model: chat is its default.
-    load_image_processor: None for a model that takes text alone.
+    vocab_size: of the model. max_length: tokens of prompt and output. is_instruction_model: whether prompts are turns
+    of a chat by default. load_image_processor: None for a model that reads text only.
     """
 
     tokenizer: TextTokenizer
@@ -77,13 +82,13 @@ class PromptEncoder:
     load_image_processor: Callable[[], ImageProcessor] | None = None
 
     def encode(self, prompt: Prompt, num_new: int = 1) -> EncodedPrompt:
-        """Converts a prompt to token ids, of which there must be some, with room for `num_new` more.
+        """Converts a prompt to token ids, at least one, with room for `num_new` more.
 
-        What the encoder made of a prompt is checked again: it may come from anywhere, or be for another model.
+        An encoded prompt is checked again: it may come from any source, or be for another model.
 
         Raises:
-            InputError: An empty or overlong prompt, a token id outside the vocabulary, images that the model does not
-                take, another number of them than the text has places for, or images elsewhere than their tokens.
+            InputError: The prompt is empty or too long, a token id is outside the vocabulary, the model does not read
+                images, or images and their places in the prompt do not match.
         """
         if isinstance(prompt, EncodedPrompt):
             tokens = self._checked(prompt.tokens, num_new)
@@ -102,18 +107,18 @@ class PromptEncoder:
         allow_control_tokens: bool = False,
         **template_kwargs: Any,
     ) -> EncodedPrompt:
-        """Converts a conversation, or one user turn, in the model's chat template, up to where its answer begins.
+        """Converts a conversation, or one user turn, in the model's chat template, up to the start of its answer.
 
         Control tokens that users spell are encoded as plain text, by the rules of `TextTokenizer.encode_chat`. With
-        images, that goes for their placeholders in all messages, also the assistant's; in one turn that is a string
-        placeholders count, since its caller put them there.
+        images, that holds for placeholders in all messages, the assistant's included; in one turn that is a string
+        placeholders count, since the caller put them there.
 
         Args:
-            messages: Each with its role and content, or the text of one user turn.
-            images: For the `{"type": "image"}` parts of the messages, or for the placeholders in the one turn; in front
-                of its text if it has none.
+            messages: Messages with role and content, or the text of one user turn.
+            images: Images for the `{"type": "image"}` parts of the messages, or for the placeholders in the one turn;
+                they precede its text if it has none.
             allow_control_tokens: Whether control tokens and placeholders count wherever they are spelled.
-            template_kwargs: As for `TextTokenizer.encode_chat`.
+            **template_kwargs: As for `TextTokenizer.encode_chat`.
 
         Raises:
             InputError: As `encode` and `TextTokenizer.encode_chat`.
@@ -166,7 +171,7 @@ class PromptEncoder:
             raise InputError("the prompt has image tokens of its own: leave them out, they are put in for each image")
         processed = [processor.process(image) for image in images]
         return tuple(
-            ImageSpan(start, end, image.pixel_values, image.digest)
+            ImageSpan(start, end, image.pixel_values, image.image_hash)
             for (start, end), image in zip(runs, processed, strict=True)
         )
 
@@ -188,7 +193,7 @@ class PromptEncoder:
         return images
 
     def _image_runs(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
-        """Where the image tokens of a prompt are, each run's start and end."""
+        """Start and end of each run of image tokens in a prompt."""
         runs, start = [], 0
         for token, run in groupby(tokens):
             end = start + sum(1 for _ in run)
@@ -204,7 +209,7 @@ class PromptEncoder:
         return self.load_image_processor()
 
     def _check_size(self, text: str, num_new: int = 1) -> None:
-        """Refuses a text that has too many tokens whatever they are, before it is tokenized for seconds or minutes."""
+        """Refuses a text that is certain to be too long, before it is tokenized for seconds or minutes."""
         num_bytes = len(text.encode(errors="replace"))
         if num_bytes <= self.max_length - num_new:
             return

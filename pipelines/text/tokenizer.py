@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the checkpoint's own tokenizer and chat template."""
+"""The checkpoint's own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase
 
-# What a caller of a chat template may set by name, besides the template's own variables.
+# Arguments of a chat template that callers may set, besides the template's own variables.
 _TEMPLATE_OPTIONS = frozenset({"tools", "documents", "add_generation_prompt", "continue_final_message"})
-# The question after the answer keeps templates from treating that as the latest, in which they may show thinking.
+# The question after the answer keeps templates from treating it as the latest answer, in which they may show thinking.
 _TURNS = tuple({"role": role, "content": "a"} for role in ("user", "assistant", "user"))
 
 
 class TextTokenizer:
-    """A transformers tokenizer. eos_token_ids: as the checkpoint's configuration has them; empty: the tokenizer's."""
+    """A transformers tokenizer. eos_token_ids: those of the checkpoint's configuration; empty: the tokenizer's."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
@@ -52,14 +52,14 @@ class TextTokenizer:
                 tokenizer = AutoTokenizer.from_pretrained(
                     str(path), trust_remote_code=trust_remote_code, local_files_only=True
                 )
-            except Exception as error:  # the readers of its files have no class of errors in common
+            except Exception as error:  # errors of the readers of its files have no common class
                 reason = str(error).strip().split("\n")[0]
                 raise InputError(f"{path} has a tokenizer that can't be read: {reason}") from error
         return cls(tokenizer, eos_token_ids)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether it can render chats."""
+        """Whether the tokenizer has a chat template."""
         return bool(self._tokenizer.chat_template)
 
     @property
@@ -67,8 +67,24 @@ class TextTokenizer:
         """Number of ids, those of added tokens included."""
         return len(self._tokenizer)
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template; of several, which tokenizers may have, all of them; empty if there is none."""
+        template = self._tokenizer.chat_template or ""
+        return template if isinstance(template, str) else "\n".join(map(str, dict(template).values()))
+
+    def to_json(self) -> str:
+        """The tokenizer as the text of its tokenizer.json.
+
+        Raises:
+            InputError: It is none of the tokenizers library.
+        """
+        if not self._tokenizer.is_fast:
+            raise InputError("answers can't be held to a grammar with this tokenizer: it has no tokenizer.json")
+        return str(self._tokenizer.backend_tokenizer.to_str())
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Converts a text to ids, with the special tokens that the tokenizer puts around one.
+        """Converts a text to ids, with the special tokens that the tokenizer puts around it.
 
         Control tokens that the text spells become control tokens.
 
@@ -76,34 +92,34 @@ class TextTokenizer:
             InputError: The text has half of a surrogate pair and can't be written as bytes.
         """
         _check_unicode(text)
-        # verbose=False: no warning about lengths, which the model's limit decides and not the tokenizer's.
+        # verbose=False: no warning about the tokenizer's own limit of lengths, which does not matter here.
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def min_num_tokens(self, text: str) -> int:
-        """Finds a lower bound of the number of tokens of a text without tokenizing it; 0 where none is known."""
+        """Computes a lower bound of the number of tokens of a text without tokenizing it; 0 if none is known."""
         return 0 if self._length_bound is None else self._length_bound.min_num_tokens(text)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, allow_control_tokens: bool = False, **template_kwargs: Any
     ) -> list[int]:
-        """Converts a conversation in the model's chat template to ids, up to where the model's answer begins.
+        """Converts a conversation in the model's chat template to ids, up to the start of the model's answer.
 
         Users can't forge control tokens: those that their strings spell are encoded as plain text.
 
         - Control tokens are the special ones among the added tokens, and those that begin, end or pad a text. Other
           added tokens, such as Qwen 3's `<think>`, for which templates look, are recognized everywhere.
-        - Users' are all strings of a message whose role is not `assistant` (system text and tool results too), the
-          `tool_responses` of one whose role is, and all strings of template_kwargs.
+        - Strings of users are those of a message whose role is not `assistant` (system text and tool results too), the
+          `tool_responses` of one whose role is, and those of template_kwargs.
         - Messages of the role `assistant` are taken as the model wrote them.
 
         Args:
-            messages: Each with its role and content.
+            messages: Messages with role and content.
             allow_control_tokens: Whether control tokens count wherever they are spelled.
-            template_kwargs: The template's variables, such as `enable_thinking`, and `tools`, `documents`,
+            **template_kwargs: The template's variables, such as `enable_thinking`, and `tools`, `documents`,
                 `add_generation_prompt`, `continue_final_message`.
 
         Raises:
-            InputError: There is no template, or it refuses the messages, or an argument is none of the template's.
+            InputError: There is no template, it refuses the messages, or an argument is none of the template's.
         """
         guard = ControlTokenGuard({}) if allow_control_tokens else self.guard()
         rendered = self.render_chat(messages, guard, **template_kwargs)
@@ -112,7 +128,16 @@ class TextTokenizer:
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], guard: ControlTokenGuard | None = None, **template_kwargs: Any
     ) -> str:
-        """Renders a conversation as `encode_chat` does; guard: puts its stand-ins where users spell control tokens."""
+        """Renders a conversation as `encode_chat` does.
+
+        Args:
+            messages: Messages with role and content.
+            guard: Replaces control tokens that users spell by stand-ins; None: they are left as they are.
+            **template_kwargs: As for `encode_chat`.
+
+        Raises:
+            InputError: As `encode_chat`.
+        """
         if not self.has_chat_template:
             raise InputError("the model has no chat template: give plain text")
         own_arguments = inspect.signature(self._tokenizer.apply_chat_template).parameters
@@ -123,17 +148,22 @@ class TextTokenizer:
             if guard is not None:
                 messages, options = guard.hide_messages(messages), guard.hide(options)
             rendered = self._tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
-        except Exception as error:  # a template is a program: on messages it wasn't written for it fails in any way
+        except Exception as error:  # a template is a program, which may fail in any way on unforeseen messages
             raise InputError(f"the model's chat template can't take these messages: {error}") from error
         return str(rendered)
 
     def guard(self, image_tokens: Sequence[str] = (), exempt: str = "") -> ControlTokenGuard:
-        """Makes what keeps the users of one chat from forging control tokens, and these image tokens."""
+        """Makes a guard that keeps the users of one chat from forging control tokens, and these image tokens.
+
+        Args:
+            image_tokens: Spellings of tokens of images.
+            exempt: A spelling that users may write.
+        """
         images = dict(self._added_tokens[name] for name in image_tokens if name in self._added_tokens)
         return ControlTokenGuard({**self._control_tokens, **images}, image_tokens, exempt)
 
     def encode_stretches(self, stretches: Sequence[tuple[str, bool]], guard: ControlTokenGuard) -> list[int]:
-        """Converts to ids what the guard gave for a rendered chat."""
+        """Converts a rendered chat to ids, from the stretches into which the guard cut it."""
         token_ids = []
         for text, is_spelled in stretches:
             if is_spelled:
@@ -144,18 +174,20 @@ class TextTokenizer:
         return token_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Converts ids to text with its spaces as they are.
+        """Converts ids to text, with its spaces unchanged.
 
-        skip_special_tokens: leaves out the tokens that frame a text or a turn: those that begin, end or pad one, that
-        the chat template writes around a turn, that stand for images or unknown text. The markers inside an answer
-        stay, as Gemma 4's of its thinking and its tool calls, which transformers would drop.
+        Args:
+            token_ids: The tokens.
+            skip_special_tokens: Whether to leave out the tokens that frame a text or a turn: those that begin, end or
+                pad one, that the chat template writes around a turn, that stand for images or unknown text. Markers
+                inside an answer stay, such as Gemma 4's of thinking and tool calls, which transformers would drop.
         """
         frames = self._frame_token_ids if skip_special_tokens else frozenset[int]()
         shown = [token_id for token_id in token_ids if token_id not in frames]
         return str(self._tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def detokenizer(self, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        """Makes the decoder of one request, whose tokens come one by one."""
+        """Makes a decoder for the tokens of one request, which are added one by one."""
         return IncrementalDetokenizer(partial(self.decode, skip_special_tokens=skip_special_tokens), self._anchor)
 
     @cached_property

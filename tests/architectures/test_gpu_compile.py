@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,21 +11,26 @@ from pathlib import Path
 
 import pytest
 
+SCRIPT = Path(__file__).parents[1] / "support" / "compile_for_gpus.py"
 
+
+@pytest.mark.gpu_compile
 @pytest.mark.parametrize(
-    ("name", "devices", "encoding"),
+    ("name", "devices", "encoding", "graphs"),
     [
-        pytest.param("gemma3", "gpu:0,1", "bfloat16", id="collectives"),
-        pytest.param("gemma4", "gpu", "bfloat16", id="per-layer embeddings, shared keys and values"),
-        pytest.param("qwen3_moe_fp8", "gpu", "float8_e4m3fn", id="experts in float8"),
+        pytest.param("gemma3", "gpu:0,1", "bfloat16", ["decoder"], id="collectives"),
+        pytest.param("gemma4", "gpu", "bfloat16", ["decoder"], id="per-layer embeddings, shared keys and values"),
+        pytest.param("llama3", "gpu", "bfloat16", ["decoder"], id="llama"),
+        pytest.param("qwen3_dense_fp8", "gpu", "float8_e4m3fn", ["decoder"], id="float8"),
+        pytest.param("qwen3_moe_fp8", "gpu", "float8_e4m3fn", ["decoder"], id="experts in float8"),
+        pytest.param("gemma3_multimodal", "gpu", "bfloat16", ["decoder_for_images", "vision_tower"], id="images"),
     ],
 )
-def test_the_graph_compiles_for_gpus(
-    name: str, devices: str, encoding: str, checkpoints: Mapping[str, Path], tmp_path: Path
+def test_graphs_compile_for_gpus_and_take_their_inputs_there(
+    name: str, devices: str, encoding: str, graphs: list[str], checkpoints: Mapping[str, Path]
 ) -> None:
-    script, artifact = Path(__file__).parents[1] / "support" / "compile_for_gpus.py", tmp_path / "model.mef"
     result = subprocess.run(
-        [sys.executable, script, checkpoints[name], devices, encoding, artifact],
+        [sys.executable, SCRIPT, checkpoints[name], devices, encoding, *graphs],
         capture_output=True,
         text=True,
         timeout=1800,
@@ -32,4 +38,9 @@ def test_the_graph_compiles_for_gpus(
         env=dict(os.environ),  # an engine that was opened in this process has set PYTHONEXECUTABLE behind Python's back
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert artifact.stat().st_size > 100_000
+    compiled = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [graph["graph"] for graph in compiled] == graphs
+    numbers = {number for graph in compiled for kind, number in graph["declared"] if kind == "gpu"}
+    assert numbers == ({0, 1} if devices == "gpu:0,1" else {0})
+    for graph in compiled:
+        assert graph["declared"] in graph["compiled"], f"{graph['graph']}: {graph['compiled']}"

@@ -21,8 +21,19 @@ from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights
 from pipelines.registry import Registry
 
+SMALLEST = (
+    "google__gemma-3-270m-it",
+    "google__gemma-4-E2B-it",
+    "Qwen__Qwen3-0.6B",
+    "meta-llama__Llama-3.2-1B-Instruct",
+)
 RUNS = [
-    (folder, devices, encoding)
+    pytest.param(
+        folder,
+        devices,
+        encoding,
+        marks=() if folder.name in SMALLEST and devices == "cpu" else pytest.mark.slow,
+    )
     for folder in SUPPORTED.values()
     for devices in ("cpu", "gpu", "gpu:0,1,2,3")
     for encoding in encodings_of(folder, devices[:3])
@@ -71,12 +82,17 @@ def vision_config(folder: Path, config: Any) -> VisionConfig:
     return VisionConfig.from_huggingface(huggingface_config, config.dtype, config.encoding, config.devices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["cpu", "gpu", "gpu:0,1"])
 def test_the_graph_of_steps_of_images_has_weights_of_the_one_of_text(devices: str) -> None:
     folder = FOLDERS["google__gemma-3-4b-it"]
     config = configured(folder, devices, "bfloat16", state_dict_of(folder))
     of_text, of_images = (build_graph(config, bidirectional=value) for value in (False, True))
     assert {spec.name for spec in of_images.weights} <= {spec.name for spec in of_text.weights}
+    (features,) = build_vision_graph(vision_config(folder, config)).graph.output_types
+    embeddings = of_images.graph.inputs[-1].type
+    assert (features.dtype, features.device) == (embeddings.dtype, embeddings.device)
+    assert features.shape[1] == embeddings.shape[1], "the tower's output is the image graph's input, where it is"
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -116,6 +132,7 @@ def test_the_shards_of_a_weight_are_its_parts() -> None:
     assert shapes["embed_tokens.weight"] == (262144, 1152)
 
 
+@pytest.mark.slow
 def test_the_scales_of_a_float8_weight_are_cut_as_it_is() -> None:
     shapes = shapes_on_four_devices("Qwen__Qwen3-8B-FP8", "float8_e4m3fn")
     assert shapes["layers.0.self_attn.qkv_proj.weight.shard3"] == (8 * 128 + 2 * 2 * 128, 4096)
@@ -123,6 +140,7 @@ def test_the_scales_of_a_float8_weight_are_cut_as_it_is() -> None:
     assert shapes["layers.0.mlp.down_proj.weight_scale_inv.shard0"] == (32, 96 // 4)
 
 
+@pytest.mark.slow
 def test_experts_are_stacked_and_each_is_cut() -> None:
     shapes = shapes_on_four_devices("Qwen__Qwen3-30B-A3B", "bfloat16")
     assert shapes["layers.0.mlp.experts.gate_up_proj.shard0"] == (128 * 2 * 768 // 4, 2048)
@@ -204,7 +222,7 @@ def test_activations_are_float32_on_cpu_whatever_the_weights_are(
 
 @pytest.mark.parametrize(
     ("encoding", "message"),
-    [("q4_0", "'q4_0' does not run on gpu"), ("float8_e4m3fn", "needs a checkpoint that is stored in it")],
+    [("q4_0", "'q4_0': choose one of auto"), ("float8_e4m3fn", "needs a checkpoint that is stored in it")],
 )
 def test_an_encoding_that_the_run_cannot_have_is_refused_by_name(encoding: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -21,8 +21,8 @@ def test_a_page_is_gone_exactly_when_no_later_token_sees_it(window: int) -> None
     group = page_group(window=window)
     for num_cached in range(1200):
         first_seen = max(0, num_cached - window + 1)  # the next token's position is num_cached
-        gone = group.num_skipped_pages(num_cached)
-        assert gone * PAGE <= first_seen < (gone + 1) * PAGE
+        num_skipped = group.num_skipped_pages(num_cached)
+        assert num_skipped * PAGE <= first_seen < (num_skipped + 1) * PAGE
     assert page_group().num_skipped_pages(10**6) == 0
 
 
@@ -76,7 +76,7 @@ def test_a_page_can_not_be_released_twice_nor_hashed_twice() -> None:
     with pytest.raises(ValueError, match="twice"):
         pool.set_page_hash(pages[0], b"y")
     pool.release(pages)
-    with pytest.raises(ValueError, match="nobody holds"):
+    with pytest.raises(ValueError, match="no table holds"):
         pool.release(pages)
 
 

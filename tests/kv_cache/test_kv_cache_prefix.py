@@ -1,4 +1,4 @@
-"""What a request finds of its prompt in the cache."""
+"""Prefix hits: the part of a request's prompt that the cache still has."""
 
 from __future__ import annotations
 

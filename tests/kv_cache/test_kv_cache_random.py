@@ -88,8 +88,10 @@ def fingerprints(tokens: list[int]) -> npt.NDArray[np.int64]:
     return np.cumsum((np.array(tokens, np.uint64) + np.uint64(1)) * powers).astype(np.int64)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("caching", [False, True], ids=["plain", "prefix-caching"])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "caching", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "prefix-caching"]
+)
 def test_random_steps_lose_no_page_and_no_token(caching: bool, seed: int) -> None:
     cache = new_cache(**NUM_PAGES, window=WINDOW, caching=caching)
     driver = Driver(cache, seed)

@@ -1,4 +1,4 @@
-"""How many pages a model gets, and what it says about them."""
+"""The size of a cache within limits and memory, and its description."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_too_small_a_bound_names_both_sizes_and_what_to_change() -> None:
     with pytest.raises(ValueError) as refused:
         plan(memory_bytes=64 * 2**20)
     assert str(refused.value) == (
-        "one request of 8192 tokens needs 113.5 MiB of KV cache, but --kv-cache-memory allows 64 MiB: "
-        "give it more with --kv-cache-memory or set --max-length to at most 1792"
+        "one request of 8192 tokens needs 113.5 MiB of KV cache, but kv_cache_memory (--kv-cache-memory) allows "
+        "64 MiB: raise it or set max_length (--max-length) to at most 1792"
     )
     assert plan(memory_bytes=64 * 2**20, max_length=1792).max_length == 1792
     with pytest.raises(
-        ValueError, match=r"share of the free memory is 3.906 KiB: give it more with --kv-cache-memory$"
+        ValueError, match=r"share of the free memory is 3.906 KiB: set kv_cache_memory \(--kv-cache-memory\)$"
     ):
         plan(available_bytes=8000)
 

@@ -104,7 +104,7 @@ def test_greedy_tokens_equal_transformers(settings: dict[str, int], load: Loader
 def test_images_in_several_turns(load: Loader, reference: Reference) -> None:
     pipe = load(NAME, enable_prefix_caching=True)
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words(130)}]}
-    messages = [turn, {"role": "assistant", "content": words(12)}, turn]
+    messages: list[dict[str, Any]] = [turn, {"role": "assistant", "content": words(12)}, turn]
     for count, images in ((1, [WIDE]), (3, [WIDE, TALL])):
         encoded = pipe.prompts.encode_chat(messages[:count], images)
         text = reference.processor.apply_chat_template(messages[:count], add_generation_prompt=True, tokenize=False)
@@ -114,6 +114,20 @@ def test_images_in_several_turns(load: Loader, reference: Reference) -> None:
             output = reference.model.generate(**inputs, max_new_tokens=20, min_new_tokens=20, do_sample=False)
         (ours,) = pipe.generate([encoded], SamplingParams(max_new_tokens=20, ignore_eos=True))
         assert ours.tokens == output[0, len(encoded.tokens) :].tolist()
+
+
+def test_pixels_are_freed_once_their_features_are_computed(load: Loader) -> None:
+    pipe = load(NAME)
+    prompt = pipe.prompts.encode(ImagePrompt(f"{BOI} w5", [WIDE]))
+    (context,) = pipe.submit([prompt], GREEDY)
+    (image,) = context.images
+    assert image.pixel_values is not None
+    while image.features is None:
+        pipe.engine.step()
+    assert image.pixel_values is None and context.finish_reason is None
+    pipe.finish(context)
+    assert image.features is None, "the features are those of a request that has ended"
+    assert prompt.images[0].pixel_values is not None
 
 
 def num_computed(pipe: Any, prompt: EncodedPrompt) -> int:

@@ -58,6 +58,18 @@ def test_greedy_tokens_of_a_random_model_equal_transformers(
     assert [output.tokens for output in outputs] == [reference.greedy(prompt, 40) for prompt in prompts]
 
 
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_dense", "llama3", "qwen3", "qwen3_bias", "qwen3_moe"])
+def test_a_prompt_of_8192_tokens_equals_transformers(
+    name: str, load: Loader, references: Mapping[str, Reference]
+) -> None:
+    """Errors of RoPE grow with the position."""
+    pipe, reference = load(name, max_batch_tokens=1024, max_batch_size=1), references[name]
+    tokens = random_tokens(8192, reference.vocab_size)
+    theirs = reference.logits(tokens)
+    for start, slab in pipe.logit_slabs(tokens):
+        assert relative_difference(slab, theirs[start : start + len(slab)]) <= TOLERANCE
+
+
 def test_a_model_driven_by_hand_gives_what_its_pipeline_gives(load: Loader) -> None:
     pipe, num_new = load("demo"), 20
     prompts = [random_tokens(length, 4096) for length in (3, 140, 300)]
@@ -68,6 +80,7 @@ def test_a_model_driven_by_hand_gives_what_its_pipeline_gives(load: Loader) -> N
     rows = [context.pages for context in contexts if context.pages]
     pages = pipe.cache.runtime_inputs(rows, [context.num_scheduled_tokens for context in contexts])
     inputs = pipe.model.prepare_initial_token_inputs([contexts], pages)
+    assert isinstance(inputs, DecoderInputs)
     as_on_maxs_page = DecoderInputs(
         inputs.tokens,
         inputs.input_row_offsets,

@@ -28,6 +28,7 @@ class TwoShards(PipelineConfig):
         return [DeviceRef.CPU(), DeviceRef.CPU()]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3_moe"])
 def test_two_shards_equal_transformers(
     name: str, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]

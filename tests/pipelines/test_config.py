@@ -39,13 +39,13 @@ def test_impossible_values_are_refused_by_name(setting: str, value: Any) -> None
     with pytest.raises(InputError) as caught:
         PipelineConfig(**{setting: value})
     message = str(caught.value)
-    assert message.startswith(f"{setting} is ")
-    assert str(value) in message
+    assert message.startswith(f"{setting} ")
+    assert f" is {value}" in message.replace("'", "")
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("devices", "kind", "refs"),
+    ("devices", "device_kind", "refs"),
     [
         ("cpu", "cpu", [DeviceRef.CPU()]),
         ("gpu", "gpu", [DeviceRef.GPU(0)]),
@@ -53,9 +53,9 @@ def test_impossible_values_are_refused_by_name(setting: str, value: Any) -> None
         ("gpu:2,0", "gpu", [DeviceRef.GPU(2), DeviceRef.GPU(0)]),
     ],
 )
-def test_device_refs_need_no_device(devices: str, kind: str, refs: list[DeviceRef]) -> None:
+def test_device_refs_need_no_device(devices: str, device_kind: str, refs: list[DeviceRef]) -> None:
     config = PipelineConfig(devices=devices)
-    assert config.device_kind == kind
+    assert config.device_kind == device_kind
     assert config.device_refs == refs
 
 
@@ -79,7 +79,7 @@ def test_opening_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("num_found", "devices", "expected"),
-    [(0, "gpu", "run with devices 'cpu'"), (2, "gpu:1,2", "there is gpu:0, gpu:1"), (1, "gpu:7", "no GPU 7 found")],
+    [(0, "gpu", "use 'cpu'"), (2, "gpu:1,2", "there is gpu:0, gpu:1"), (1, "gpu:7", "no GPU 7 found")],
 )
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, num_found: int, devices: str, expected: str) -> None:
     monkeypatch.setattr(max.driver, "accelerator_count", lambda: num_found)

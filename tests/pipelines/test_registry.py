@@ -40,7 +40,7 @@ def install(site: Path, distribution: str, target: str) -> None:
 
 
 def architecture(encodings: dict[str, tuple[str, ...]]) -> SupportedArchitecture:
-    return SupportedArchitecture("ThingForCausalLM", ("org/thing",), encodings, object, object, str)
+    return SupportedArchitecture("ThingForCausalLM", ("org/thing",), encodings, object, object, {})
 
 
 @pytest.mark.parametrize(("attribute", "names"), [("one", {"Foo"}), ("ARCHITECTURES", {"Foo", "FooVision"})])

@@ -1,6 +1,8 @@
-"""What a request asks for and how its text ends: stops, limits, log-probabilities, and input that is refused."""
+"""The pipeline's requests: stops, limits, log probabilities, and input that is refused."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from fake_model import (
 )
 
 from pipelines.errors import InputError
+from pipelines.sampling.defaults import SamplingDefaults
 from pipelines.sampling.params import SamplingParams
+from pipelines.text.prompts import EncodedPrompt
 from pipelines.text_generation import GenerationOutput, TextGenerationPipeline
 
 GREEDY = SamplingParams(max_new_tokens=20, ignore_eos=True)
@@ -113,14 +117,17 @@ def test_each_prompt_may_have_its_own_parameters_and_be_text_or_ids() -> None:
 @pytest.mark.parametrize(
     ("prompts", "params", "message"),
     [
-        (["A", ""], None, "the prompt is empty"),
-        (["A", "  "], None, "the prompt is empty"),  # nothing is left of it
-        ([[1], []], None, "the prompt is empty"),
-        ([[1, VOCAB_SIZE]], None, f"token id {VOCAB_SIZE} is outside"),
-        ([[-1]], None, "token id -1 is outside"),
-        ([[1] * 5, [1] * 256], None, "256 tokens, and the limit is 256"),
+        (["A", ""], None, "^prompt 2: the prompt is empty"),
+        (["A", "  "], None, "^prompt 2: the prompt is empty"),  # nothing is left of it
+        ([[1], []], None, "^prompt 2: the prompt is empty"),
+        ([[1, VOCAB_SIZE]], None, f"^token id {VOCAB_SIZE} is outside"),
+        ([[-1]], None, "^token id -1 is outside"),
+        ([[1] * 5, [1] * 256], None, "^prompt 2: the prompt has 256 tokens, and the limit is 256"),
+        ([EncodedPrompt([])], None, "the prompt is empty"),
+        ([EncodedPrompt([1, VOCAB_SIZE])], None, f"token id {VOCAB_SIZE} is outside"),
+        ([EncodedPrompt([1] * 256)], None, "256 tokens, and the limit is 256"),
         (["A"], [GREEDY, GREEDY], "1 prompts have 2"),
-        ([[1], [1] * 200], [GREEDY, SamplingParams()], "256 tokens .* KV cache of 128"),
+        ([[1], [1] * 200], [GREEDY, SamplingParams()], "^prompt 2: .* 256 tokens .* KV cache of 128"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(
@@ -132,6 +139,18 @@ def test_bad_input_is_refused_before_anything_runs(
         pipe.generate(prompts, params)
     assert not steps_of(pipe)
     assert_idle(pipe)
+
+
+def test_what_a_request_leaves_open_is_taken_from_the_checkpoints_defaults() -> None:
+    defaults = SamplingDefaults(temperature=1.0, top_k=5, repetition_penalty=1.3)
+    plain, pipe = new_pipeline(), new_pipeline()
+    pipe.requests.sampling_defaults = defaults
+    (prompt,) = prompts_of(20)
+    open_params = SamplingParams(max_new_tokens=20, ignore_eos=True, seed=3)
+    said = dataclasses.replace(open_params, temperature=1.0, top_k=5, repetition_penalty=1.3)
+    assert pipe.generate([prompt], open_params) == plain.generate([prompt], said)
+    greedy = dataclasses.replace(open_params, temperature=0, repetition_penalty=1.0)
+    assert pipe.generate([prompt], greedy) == plain.generate([prompt], open_params)
 
 
 def test_token_ids_are_whole_numbers() -> None:

@@ -100,7 +100,7 @@ def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[by
 
 
 def read_until(stream: IO[bytes] | None, text: bytes) -> bytes:
-    """What comes until `text` has come; something has."""
+    """Reads a stream until it has given `text`, and at least something."""
     assert stream is not None
     seen = b""
     while not seen or text not in seen:

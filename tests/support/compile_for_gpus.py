@@ -1,13 +1,16 @@
-"""Compiles a checkpoint's graphs for GPUs that are not there: `compile_for_gpus.py CHECKPOINT DEVICES ENCODING`.
+"""Compiles graphs for GPUs that are not there: `compile_for_gpus.py CHECKPOINT DEVICES ENCODING [GRAPH ...]`.
 
-Nothing is executed. A process of its own, since virtual devices must be set before any device is opened. Prints, for
-each graph, the inputs of the compiled artifact as JSON.
+Nothing is executed. A process of its own, since virtual devices must be set before any device is opened. Prints a JSON
+line for each graph: the devices of its inputs, as declared and as the compiled artifact has them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from max.driver import set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
@@ -18,6 +21,7 @@ set_virtual_device_count(2)
 
 from max.driver import Accelerator  # noqa: E402
 from max.engine import InferenceSession  # noqa: E402
+from max.graph import Graph  # noqa: E402
 
 from pipelines import PipelineConfig  # noqa: E402
 from pipelines.loading.checkpoint import resolve_config  # noqa: E402
@@ -35,16 +39,30 @@ accelerators = [Accelerator(id=ref.id) for ref in run.device_refs]
 session = InferenceSession(devices=accelerators)
 
 
-class Compiled(architecture.pipeline_model):  # type: ignore[misc, name-defined]
-    """The model up to where its weights would be placed."""
+def devices_declared(graph: Graph) -> list[tuple[str, int]]:
+    """The device of each input, as the graph says."""
+    return [(value.type.device.device_type.value, value.type.device.id) for value in graph.inputs]
+
+
+def devices_compiled(artifact: Path) -> list[list[tuple[str, int]]]:
+    """The lists of devices in an artifact, among which are those of its inputs and of its outputs.
+
+    MAX reads them when the artifact is initialized on real devices; nothing else of it can be read without.
+    """
+    lists = re.findall(rb'\[\{"label":"\w+","id":\d+\}(?:, ?\{"label":"\w+","id":\d+\})*\]', artifact.read_bytes())
+    return [[(device["label"], device["id"]) for device in json.loads(found)] for found in lists]
+
+
+class Untouched(architecture.pipeline_model):  # type: ignore[misc, name-defined]
+    """The model up to where its graphs would be compiled and its weights placed."""
 
     def compile(self, names: Any) -> None:
-        for name in names:
-            self.models[name] = self.session.compile(self.traced[name].graph)
+        self.models |= dict.fromkeys(names)
 
 
-compiled = Compiled(run, session, accelerators, checkpoint.huggingface_config, state_dict)
-compiled.compile(name for name in compiled.graph_names if name in names or not names)
-for name, artifact in compiled.models.items():
-    declared = [f"{t.dtype.name} {t.device}" for t in compiled.traced[name].graph.input_types]  # type: ignore[attr-defined]
-    print(json.dumps({"graph": name, "declared": declared, "weights": len(compiled.traced[name].weights)}))
+traced_graphs = Untouched(run, session, accelerators, checkpoint.huggingface_config, state_dict).traced
+with TemporaryDirectory() as folder:
+    for name in names or traced_graphs:
+        graph, artifact = traced_graphs[name].graph, Path(folder) / f"{name}.mef"
+        session.compile(graph).export_mef(artifact)
+        print(json.dumps({"graph": name, "declared": devices_declared(graph), "compiled": devices_compiled(artifact)}))

@@ -45,7 +45,7 @@ def logits_of(prints_T: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
 
 
 def greedy_text(prompt: Sequence[int], num_new: int, is_eos_ignored: bool = False) -> list[int]:
-    """What the model writes after a prompt, found without cache, batch or chunks."""
+    """Tokens that the model generates after a prompt, computed without cache, batch or chunks."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + num_new:
         tokens.append(int(logits_of(fingerprints(tokens)[-1:])[0].argmax()))
@@ -55,14 +55,14 @@ def greedy_text(prompt: Sequence[int], num_new: int, is_eos_ignored: bool = Fals
 
 
 def text_of(tokens: Sequence[int]) -> str:
-    """A character a token, nothing for the end of a text."""
+    """Text of tokens: a character for each, nothing for the one that ends a text."""
     half = chr(ord("0") + HALF)
     text = "".join(chr(ord("0") + token) for token in tokens if token != EOS)
     return text.replace(half * 2, "\u00e9").replace(half, "\ufffd")
 
 
 def random_prompt(rng: random.Random, length: int) -> list[int]:
-    """Without the token that ends a text."""
+    """Random tokens, without the one that ends a text."""
     return [rng.randrange(1, VOCAB_SIZE) for _ in range(length)]
 
 
@@ -90,17 +90,16 @@ IMAGE, IMAGE_TOKENS = VOCAB_SIZE - 2, 16
 class FakeImage:
     pixel_values: npt.NDArray[Any]
     image_hash: bytes
-    digest: bytes = b""
 
 
 class FakeImageProcessor:
-    """An image is its number of times a token; nothing is computed of it."""
+    """Processes images that are numbers: the number, repeated, is the hash, and there are no pixels."""
 
     placeholder, image_token_id, num_image_tokens = "~", IMAGE, IMAGE_TOKENS
     image_token, eoi_token = chr(ord("0") + IMAGE), ""
 
     def process(self, image: Any) -> FakeImage:
-        return FakeImage(np.zeros(1), bytes([image] * 32), bytes([image] * 32))
+        return FakeImage(np.zeros(1), bytes([image] * 32))
 
     def expand_placeholders(self, text: str) -> str:
         return text.replace(self.placeholder, self.image_token * self.num_image_tokens)
@@ -108,7 +107,7 @@ class FakeImageProcessor:
 
 @dataclass(frozen=True)
 class Row:
-    """What one step computed of a request: `count` tokens from position `start`."""
+    """One request's part of a step: `count` tokens from position `start`."""
 
     request_id: str
     start: int

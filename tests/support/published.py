@@ -56,7 +56,7 @@ def _in_float8(tensors: Tensors, config: Float8Config) -> Tensors:
 
 
 def state_dict_of(folder: Path, file: str = "tensors.json") -> dict[str, WeightData]:
-    """As the checkpoint would be opened, without data; a name that no table knows is an error."""
+    """State dict of a published checkpoint, without data; a name that its adapter does not know is an error."""
     tensors = {
         name: WeightData(None, name, DTYPES[dtype], Shape(shape))  # type: ignore[arg-type]
         for name, (dtype, shape) in tensors_of(folder, file).items()
@@ -74,7 +74,7 @@ def configured(folder: Path, devices: str, encoding: str, weights: dict[str, Wei
 
 
 def encodings_of(folder: Path, kind: str) -> list[str]:
-    """Those that this checkpoint can run in on this kind of device."""
+    """Encodings in which this checkpoint can run on this kind of device."""
     is_float8 = "quantization_config" in json.loads((folder / "config.json").read_text())
     encodings = architecture_of(folder).encodings[kind]
     return [name for name in encodings if is_float8 or not encoding(name).needs_quantized_checkpoint]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-4
-"""Of the largest logit."""
+"""Tolerance as a fraction of the largest logit."""
 
 
 class Reference:

@@ -33,7 +33,7 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 8192,
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
@@ -122,8 +122,18 @@ def qwen3_moe_fp8(folder: Path) -> None:
     write_fp8(original, folder)
 
 
+def qwen3_dense_fp8(folder: Path) -> None:
+    """All projections in float8, in whole blocks, as GPUs multiply them."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 128, "num_key_value_heads": 2}
+
+    def original(folder: Path) -> None:
+        write(folder, Qwen3ForCausalLM(Qwen3Config(**COMMON | sizes)), torch.bfloat16)
+
+    write_fp8(original, folder)
+
+
 def qwen3_fp8_twin(folder: Path) -> None:
-    """What `qwen3_fp8` stands for, in bfloat16."""
+    """The model of `qwen3_fp8`, dequantized to bfloat16."""
     qwen3_fp8(folder)
     dequantize(folder)
 
@@ -142,7 +152,7 @@ GEMMA4_COMMON = COMMON | {
 
 
 def gemma4(folder: Path) -> None:
-    """As E2B: two sizes of heads, per-layer embeddings, three layers that share keys and values; in bfloat16."""
+    """A model like E2B: two sizes of heads, per-layer embeddings, three layers with KV sharing; in bfloat16."""
     config = Gemma4TextConfig(
         **GEMMA4_COMMON | {"num_key_value_heads": 1},
         hidden_size_per_layer_input=24,
@@ -154,7 +164,7 @@ def gemma4(folder: Path) -> None:
 
 
 def gemma4_dense(folder: Path) -> None:
-    """As 31B: values that are keys in full layers, which have fewer heads; no per-layer embeddings."""
+    """A model like 31B: values that are keys in full layers, which have fewer heads; no per-layer embeddings."""
     config = Gemma4TextConfig(
         **GEMMA4_COMMON,
         hidden_size_per_layer_input=0,

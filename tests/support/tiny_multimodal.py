@@ -79,7 +79,7 @@ def randomize(model: Gemma3ForConditionalGeneration) -> None:
 
 
 def write_image_processor(folder: Path, **changes: Any) -> None:
-    """As the published models', but for the size of images."""
+    """Writes the image settings of the published models, except for the size."""
     settings = {
         "do_convert_rgb": None,
         "do_normalize": True,

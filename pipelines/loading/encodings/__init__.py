@@ -1,4 +1,4 @@
-"""The encodings that there are: a file each, named as the encoding, whose `RECORD` is all that is known of it.
+"""The encodings: one module each, named as the encoding, whose `RECORD` holds everything that depends on it.
 
 This module imports none of them by itself: the command offers the names without waiting for MAX.
 """
@@ -14,24 +14,31 @@ if TYPE_CHECKING:
     from pipelines.loading.encoding import Encoding
 
 ENCODINGS: tuple[str, ...] = tuple(module.name for module in iter_modules(__path__))
-"""Their names."""
+"""Names of the encodings."""
 
 DEFAULT_ENCODINGS = {"cpu": "float32", "gpu": "bfloat16"}
-"""For a checkpoint that is stored in none that the device runs."""
+"""Encodings by device kind of a checkpoint that is stored in none that the device runs."""
+
+QUANT_METHODS = {"fp8": "float8_e4m3fn"}
+"""Encodings by `quantization_config.quant_method` of config.json."""
 
 
 def encoding(name: str) -> Encoding:
-    """The record of an encoding; KeyError if there is none of that name."""
+    """Returns the record of an encoding.
+
+    Raises:
+        KeyError: There is none of that name.
+    """
     if name not in ENCODINGS:
         raise KeyError(name)
     return import_module(f"{__name__}.{name}").RECORD  # type: ignore[no-any-return]
 
 
 def by_device(names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
-    """Of these encodings those that each kind of device runs, its default first."""
+    """Sorts encodings by the device kinds that run them, the default of each first."""
     return {
-        kind: tuple(
-            sorted((n for n in names if kind in encoding(n).activation_dtypes), key=lambda name: name != default)
+        device_kind: tuple(
+            sorted((n for n in names if device_kind in encoding(n).activation_dtypes), key=lambda name: name != default)
         )
-        for kind, default in DEFAULT_ENCODINGS.items()
+        for device_kind, default in DEFAULT_ENCODINGS.items()
     }

@@ -1,4 +1,4 @@
-"""bfloat16 matrices; activations are float32 on CPU, so that a bfloat16 checkpoint loses nothing there."""
+"""The encoding bfloat16. Activations are float32 on CPU, so that a bfloat16 checkpoint loses no precision there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.loading.encoding import DenseEncoding
 
 
 class BFloat16(DenseEncoding):
-    """The upper half of float32."""
+    """Matrices in bfloat16, the upper half of float32."""
 
     name = "bfloat16"
     dtype = DType.bfloat16

@@ -1,4 +1,4 @@
-"""float32 matrices and activations."""
+"""The encoding float32, of matrices and activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.loading.encoding import DenseEncoding
 
 
 class Float32(DenseEncoding):
-    """32-bit floating point throughout."""
+    """Matrices and activations in float32."""
 
     name = "float32"
     dtype = DType.float32

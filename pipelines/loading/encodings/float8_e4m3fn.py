@@ -1,7 +1,7 @@
 """Block-scaled float8, as DeepSeek V3 and Qwen 3 publish it: a weight, and a scale for each block of it.
 
-On GPU matrices are multiplied as they are: rows are quantized as they come, with one scale for each run of a block's
-columns. On CPU they are dequantized to bfloat16 while they are loaded.
+On GPU matrices are multiplied as they are: the rows of x are quantized in each step, with a scale for each block's
+width of columns. On CPU matrices are dequantized to bfloat16 while they are loaded.
 Source: `quantization_config` as transformers' finegrained_fp8.py reads it.
 """
 
@@ -30,21 +30,21 @@ from pipelines.loading.weight_spec import WeightSource
 
 FLOAT8 = DType.float8_e4m3fn
 SCALE_SUFFIX = "_scale_inv"
-"""Of the name of a weight's scales, after that of the weight."""
+"""Suffix of the name of a weight's scales, after the name of the weight."""
 
 
 @dataclass(frozen=True)
 class Float8Config:
-    """block: how many rows and columns of a weight share a scale."""
+    """The scaling of a checkpoint's float8 weights. block: rows and columns of a weight that share a scale."""
 
     block: tuple[int, int]
 
     @classmethod
     def from_huggingface(cls, quantization_config: Mapping[str, Any]) -> Float8Config:
-        """From `quantization_config` of config.json.
+        """Reads `quantization_config` of config.json.
 
         Raises:
-            ValueError: A method, a format or a way of scaling that is not built, naming it.
+            ValueError: A method, format or scaling is not supported; the message names it.
         """
         config = dict(quantization_config)
         if (method := config.get("quant_method")) != "fp8":
@@ -60,11 +60,11 @@ class Float8Config:
         return cls((block[0], block[1]))
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the scales of a weight [rows, columns]; the last blocks may be incomplete."""
+        """Shape of the scales of a weight [rows, columns]; the last blocks may be incomplete."""
         return tuple(-(-size // step) for size, step in zip(shape, self.block, strict=True))
 
     def scales_of(self, source: WeightSource) -> WeightSource:
-        """The scales of a tensor, cut as it is."""
+        """Source of the scales of a tensor, cut as the tensor is."""
         shape = self.scale_shape(source.shape)
         units = source.units if source.axis is None else min(source.units, shape[source.axis])
         return WeightSource(source.name + SCALE_SUFFIX, shape, source.axis, units)
@@ -74,7 +74,7 @@ class Float8Config:
         return source == FLOAT8 != target
 
     def cuts_no_block(self, sources: Sequence[WeightSource], num_shards: int) -> bool:
-        """Whether every block is whole where sources are joined, and where devices share them."""
+        """Whether no block is cut where sources are joined, nor where devices share them."""
         joins = [source.shape[0] % self.block[0] for source in sources[:-1]]
         cuts = [s.shard_size(num_shards) % self.block[s.axis] for s in sources if s.axis is not None]
         return not any(joins + (cuts if num_shards > 1 else []))
@@ -82,10 +82,10 @@ class Float8Config:
 
 @dataclass(frozen=True)
 class ScaledRows:
-    """A part of a float8 weight.
+    """A part of a float8 weight with its scales.
 
-    values: its bits, [rows, columns] uint8. scales: of the whole weight's blocks, float32. first: the part's place in
-    the whole, row and column.
+    values: its bits, [rows, columns] uint8. scales: those of the whole weight's blocks, float32. first: the row and
+    column at which the part begins in the whole.
     """
 
     values: npt.NDArray[np.uint8]
@@ -94,7 +94,7 @@ class ScaledRows:
     block: tuple[int, int]
 
     def dequantize(self, rows: slice) -> npt.NDArray[np.float32]:
-        """These rows of the part, in float32."""
+        """Dequantizes these rows of the part, to float32."""
         row, column = self.first
         block_rows = np.arange(row + rows.start, row + min(rows.stop, len(self.values))) // self.block[0]
         block_columns = np.arange(column, column + self.values.shape[1]) // self.block[1]
@@ -127,7 +127,7 @@ class Float8(Encoding):
         return is_stored and quant_config is not None and quant_config.cuts_no_block(sources, num_shards)
 
     def num_bytes(self, shape: Sequence[int], stored: DType) -> int:
-        """One byte for what the checkpoint has in float8; its scales are tensors of their own."""
+        """Memory of a matrix: one byte per element if it is stored in float8; its scales are tensors of their own."""
         return math.prod(shape) if stored == FLOAT8 else self.fallback.num_bytes(shape, stored)
 
     def declare(
@@ -166,7 +166,7 @@ class Float8(Encoding):
 
 @dataclass(frozen=True)
 class Float8Matrix(Matrix):
-    """tensors: values [out, in] float8 and scales, float32, one for each block."""
+    """A matrix in float8. tensors: values [out, in] float8, and scales, float32, one for each block."""
 
     block: tuple[int, int]
 
@@ -182,7 +182,7 @@ def _quantize(x: TensorValue, matrix: Matrix) -> tuple[TensorValue, TensorValue]
 
 
 def _scale_specs(matrix: Matrix) -> tuple[InputScaleSpec, WeightScaleSpec]:
-    """One scale for a row's columns of a block, one for a block of the weight."""
+    """Granularity of the scales: of x by row and a block's width of columns, of the weight by block."""
     block = _block(matrix)
     rows = InputScaleSpec(ScaleGranularity.BLOCK, ScaleOrigin.DYNAMIC, DType.float32, block_size=(1, block[1]))
     return rows, WeightScaleSpec(ScaleGranularity.BLOCK, DType.float32, block)
@@ -195,7 +195,7 @@ def _block(matrix: Matrix) -> tuple[int, int]:
 
 @cache
 def _values() -> npt.NDArray[np.float32]:
-    """The numbers that the 256 bytes of float8_e4m3fn stand for."""
+    """Values of the 256 bytes of float8_e4m3fn."""
     byte = np.arange(256, dtype=np.int64)
     exponent, mantissa = (byte >> 3) & 15, byte & 7
     magnitude = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))

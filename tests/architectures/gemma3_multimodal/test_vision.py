@@ -45,7 +45,7 @@ from pipelines.loading.weights import check_weights, materialize, open_state_dic
 Values = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4
-"""Of the largest feature."""
+"""Tolerance as a fraction of the largest feature."""
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLISHED = [f"google__gemma-3-{size}-it" for size in ("4b", "12b", "27b")]
 
@@ -75,6 +75,7 @@ def tower(checkpoint: tuple[Path, Encoding]) -> Iterator[Model]:
     yield InferenceSession(devices=[CPU()]).load(traced.graph, weights_registry=weights)
 
 
+@pytest.mark.compiles
 @torch.inference_mode()
 def test_features_equal_transformers(checkpoint: tuple[Path, Encoding], tower: Model) -> None:
     folder, _ = checkpoint
@@ -90,11 +91,13 @@ def test_features_equal_transformers(checkpoint: tuple[Path, Encoding], tower: M
         assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max(), f"{num_images} images"
 
 
+@pytest.mark.compiles
 def test_attention_of_any_size_equals_numpys() -> None:
     device = DeviceRef.CPU()
     heads = TensorType(DType.float32, ["images", "patches", "heads", "head_dim"], device)
     with Graph("attention", input_types=[heads] * 3, custom_extensions=kernels.extensions([device])) as graph:
-        graph.output(image_attention(*(value.tensor for value in graph.inputs), 0.25))
+        q, k, v = (value.tensor for value in graph.inputs)
+        graph.output(image_attention(q, k, v, 0.25))
     model = InferenceSession(devices=[CPU()]).load(graph)
     rng = np.random.default_rng(0)
     for shape in [(1, 1, 1, 1), (2, 1, 3, 18), (1, 33, 2, 7), (3, 130, 2, 72), (1, 200, 1, 129), (0, 5, 2, 8)]:
@@ -112,13 +115,14 @@ def attention(q: Values, k: Values, v: Values, scale: float) -> npt.NDArray[np.f
     return np.einsum("inpq,iqnh->ipnh", exponentials / exponentials.sum(axis=-1, keepdims=True), v64)
 
 
-@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("matrices", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", [DeviceRef.CPU(), DeviceRef.GPU()], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_tower_traces_and_finds_all_its_weights(name: str, device: DeviceRef, dtype: DType) -> None:
-    activations = DType.float32 if device.is_cpu() else dtype
+def test_a_published_tower_traces_and_finds_all_its_weights(name: str, device: DeviceRef, matrices: str) -> None:
+    record = encoding(matrices)
+    activations = record.activation_dtypes["cpu" if device.is_cpu() else "gpu"]
     huggingface_config = AutoConfig.from_pretrained(FOLDERS[name])
-    traced = build_vision_graph(VisionConfig.from_huggingface(huggingface_config, activations, dtype, [device]))
+    traced = build_vision_graph(VisionConfig.from_huggingface(huggingface_config, activations, record, [device]))
     check_weights(traced.weights, shapes_of(name))
     (features,) = traced.graph.output_types
     assert (features.dtype, features.device) == (activations, device)
@@ -213,12 +217,12 @@ def test_the_tokens_of_an_image_are_those_that_the_tokenizer_names(tmp_path: Pat
     assert processor.expand_placeholders("<b>") == "\n\n<b>" + "<i>" * 16 + "<e>\n\n"
 
 
-def test_a_digest_tells_images_apart_and_nothing_else(tmp_path: Path) -> None:
+def test_a_hash_tells_images_apart_and_nothing_else(tmp_path: Path) -> None:
     processor, image = ImageProcessor.from_checkpoint(tmp_path, tiny_config()), random_image("RGB", 80, 60)
     first, again = processor.process(image), processor.process(image.copy())
     other = processor.process(random_image("RGB", 60, 80))
-    assert first.digest == again.digest != other.digest
-    assert len(first.digest) == 32
+    assert first.image_hash == again.image_hash != other.image_hash
+    assert len(first.image_hash) == 32
 
 
 @pytest.mark.parametrize(

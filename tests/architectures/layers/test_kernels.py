@@ -39,6 +39,7 @@ def stored(weight: Array, dtype: DType) -> Array | Buffer:
     return Buffer.from_numpy((weight.view(np.uint32) >> 16).astype(np.uint16)).view(dtype, weight.shape)
 
 
+@pytest.mark.compiles
 def test_the_product_of_few_and_many_rows_equals_numpys() -> None:
     device, rng = DeviceRef.CPU(), np.random.default_rng(0)
     cases = [(shape, dtype) for shape in SHAPES for dtype in TYPES]
@@ -57,6 +58,7 @@ def test_the_product_of_few_and_many_rows_equals_numpys() -> None:
             assert np.abs(y.to_numpy() - exact).max() <= 1e-5 * np.abs(exact).max(), f"{num_rows} x {weight.shape}"
 
 
+@pytest.mark.compiles
 def test_rows_are_multiplied_with_the_weights_of_their_experts() -> None:
     """Experts without rows, with one and with many; each row of x may go to several."""
     device, rng, num_experts, out = DeviceRef.CPU(), np.random.default_rng(0), 5, 21

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from max.driver import CPU
 from max.dtype import DType
 from max.engine import InferenceSession
@@ -14,6 +15,7 @@ from pipelines.pipeline_model import ReturnLogits
 MODES = (ReturnLogits.LAST_TOKEN, ReturnLogits.VARIABLE, ReturnLogits.ALL)
 
 
+@pytest.mark.compiles
 def test_each_mode_selects_its_positions() -> None:
     device = DeviceRef.CPU()
     types = [

@@ -48,7 +48,7 @@ every_scaling = pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: "-".j
 every_head_dim = pytest.mark.parametrize("head_dim", HEAD_DIMS)
 
 MAX_WRONG_POWERS = 4
-"""Of a table of up to 256: those of torch's powers that are not the float32 nearest to the exact one (with AVX-512)."""
+"""Powers in a table of up to 256 that torch (with AVX-512) does not round to the float32 nearest to the exact one."""
 COSINE_ERROR = 4 * 2.0**-24
 """Cosines of one float32 angle: torch's are within 3.5 units in the last place of the exact one (SLEEF's documented
 bound), ours within half a unit; the unit of a number under 1 is 2**-24 or less."""

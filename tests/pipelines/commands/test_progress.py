@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from pipelines.commands.progress import NullStages, Stages, console_stages
+from pipelines.commands.progress import console_stages
+from pipelines.stages import NullStages, Stages
 
 
 class Terminal(io.StringIO):

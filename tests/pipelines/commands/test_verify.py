@@ -162,6 +162,7 @@ def test_a_graph_may_be_as_far_off_as_float32_in_the_largest_and_in_the_mean(
     assert Comparison(1, 0, ours, float32).is_as_float32 is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_reference_is_the_model_in_float64_and_in_float32(
     name: str, checkpoints: Mapping[str, Path], references: Mapping[str, Reference], monkeypatch: pytest.MonkeyPatch
@@ -174,7 +175,7 @@ def test_the_reference_is_the_model_in_float64_and_in_float32(
         run = reference.run(prompt, 8)
         logits32, logits64 = reference.into_head().logits(run, 0, len(prompt))
     assert not spy.narrowed
-    assert (logits32.dtype, logits64.dtype) == (np.float32, np.float64)
+    assert (logits32.dtype, logits64.dtype) == (np.dtype(np.float32), np.dtype(np.float64))
     exact = _exact_logits(checkpoints[name], prompt)
     assert _relative(logits64, exact) < 1e-13
     assert _relative(logits32, exact) < 4e-6
@@ -183,6 +184,7 @@ def test_the_reference_is_the_model_in_float64_and_in_float32(
     assert run.num_same_float32 == len(run.greedy) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma4", "qwen3_moe", "gemma3_multimodal"])
 def test_only_the_head_is_kept_and_only_last_logits_are_computed(name: str, checkpoints: Mapping[str, Path]) -> None:
     reference = load_reference(resolve_config(str(checkpoints[name])))
@@ -215,6 +217,7 @@ def test_greedy_tokens_end_where_float32_chooses_another_than_float64(
     assert run.num_same_float32 == 3
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_by_roundings_is_equal(
     call: Caller, play: Play, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]
 ) -> None:
@@ -230,6 +233,7 @@ def test_a_graph_that_differs_by_roundings_is_equal(
     assert result.out.splitlines()[-1].startswith("equal to transformers in float64: logits within 0.0001 of the")
 
 
+@pytest.mark.slow
 def test_by_default_prompts_cross_the_window(
     call: Caller, play: Play, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]
 ) -> None:
@@ -238,6 +242,7 @@ def test_by_default_prompts_cross_the_window(
     assert [row[0] for row in _rows(result.out, "ours")] == ["1", "255", "256", "257", "768"]
 
 
+@pytest.mark.slow
 def test_a_hard_checkpoint_is_told_from_a_wrong_graph(
     call: Caller, play: Play, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]
 ) -> None:
@@ -247,13 +252,15 @@ def test_a_hard_checkpoint_is_told_from_a_wrong_graph(
     result = call(*command)
     assert result.code == 0
     assert result.out.count("as float32") == 1
-    play(FakePipeline(references["qwen3"], lambda logits: logits + 1e-4 * np.cos(np.arange(1000, dtype=np.float32))))
+    wave: Logits = np.float32(1e-4) * np.cos(np.arange(1000, dtype=np.float32))
+    play(FakePipeline(references["qwen3"], lambda logits: logits + wave))
     result = call(*command)
     assert result.code == 1
     assert result.out.count("NOT equal") == 2
     assert result.out.splitlines()[-1].startswith("NOT equal to transformers in float64")
 
 
+@pytest.mark.slow
 def test_a_wrong_frequency_of_rope_is_not_equal(
     call: Caller, play: Play, checkpoints: Mapping[str, Path], tmp_path: Path
 ) -> None:
@@ -275,6 +282,7 @@ def test_a_length_out_of_range_is_refused_before_anything_runs(
     assert f"--length {length} is out of range: a prompt has 1 to 2048 tokens" in message
 
 
+@pytest.mark.slow
 def test_a_prompt_may_be_as_long_as_the_run_allows(
     call: Caller, play: Play, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]
 ) -> None:

@@ -1,4 +1,4 @@
-"""From prompts to text: the same whatever the batch, the chunks, the pages and who else is there."""
+"""The engine: the same text whatever the batch, the chunks, the pages and the other requests."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from fake_model import (
 )
 from kv_caches import PAGE
 
+import pipelines.requests
 import pipelines.text_generation
 from pipelines.context import ImageSpan, TextContext
 from pipelines.errors import InputError
@@ -108,7 +109,9 @@ def test_each_token_is_computed_once_in_its_place() -> None:
         assert positions == list(range(request.num_prompt_tokens + 19))
 
 
-@pytest.mark.parametrize("caching", [False, True], ids=["plain", "prefix-caching"])
+@pytest.mark.parametrize(
+    "caching", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "prefix-caching"]
+)
 @pytest.mark.parametrize(("rows", "budget"), [(3, 5), (3, 256), (8, 20), (8, 100), (8, 512)])
 def test_random_work_gives_the_same_in_any_crowd(rows: int, budget: int, caching: bool) -> None:
     """Requests sampled, penalized, stopped; preempted in a cache of six pages, with shared prefixes or without."""
@@ -298,7 +301,7 @@ def test_a_finished_request_stays_finished_when_it_is_cancelled() -> None:
 
 @pytest.mark.parametrize("during", ["step", "sampling"])
 def test_cancelling_inside_a_step_takes_effect_after_it(during: str) -> None:
-    """As the garbage collector does it, which may close an abandoned stream at any time."""
+    """The garbage collector may do that: it closes an abandoned stream at any time."""
     pipe, prompts = new_pipeline(), prompts_of(30, 40, 50)
     streams = [pipe.stream(prompt, SAMPLED) for prompt in prompts]
     for stream in streams:
@@ -382,6 +385,15 @@ def test_a_waiting_request_is_hashed_once() -> None:
     assert_idle(pipe)
 
 
+def test_a_request_tells_how_much_of_its_prompt_was_cached() -> None:
+    pipe, (prompt,) = new_pipeline(enable_prefix_caching=True), prompts_of(300)
+    contexts = []
+    for _ in range(2):
+        contexts += pipe.submit([prompt], GREEDY)
+        pipe.finish(contexts[-1])
+    assert [context.num_cached_tokens for context in contexts] == [0, 256]
+
+
 def test_requests_with_other_salts_share_no_prefix() -> None:
     pipe, (prompt,) = new_pipeline(enable_prefix_caching=True), prompts_of(300)
     for salt, num_reused in ((None, 0), ("a", 0), ("a", 256), ("b", 0), (None, 256)):
@@ -394,7 +406,7 @@ def test_requests_with_other_salts_share_no_prefix() -> None:
 @pytest.mark.parametrize("budget", [1, 50, 512])
 def test_log_probabilities_of_a_prompt(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slab by slab, preempted on the way, beside other work, with its prefix in the cache or not."""
-    monkeypatch.setattr(pipelines.text_generation, "STEP_LOGITS_BYTES", 20 * 4 * VOCAB_SIZE * 8)
+    monkeypatch.setattr(pipelines.requests, "STEP_LOGITS_BYTES", 20 * 4 * VOCAB_SIZE * 8)
     pipe = new_pipeline({"full": 5, "sliding": 8}, max_length=600, max_batch_tokens=budget, enable_prefix_caching=True)
     older, prompt = prompts_of(120, 400)
     stream = pipe.stream(older, SamplingParams(max_new_tokens=30, ignore_eos=True))
@@ -431,7 +443,7 @@ def test_logits_of_all_positions_beside_other_work(budget: int, caching: bool) -
 
 @pytest.mark.parametrize("caching", [False, True], ids=["plain", "prefix-caching"])
 def test_logits_of_a_preempted_prompt(caching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines.text_generation, "STEP_LOGITS_BYTES", 20 * 4 * VOCAB_SIZE * 8)
+    monkeypatch.setattr(pipelines.requests, "STEP_LOGITS_BYTES", 20 * 4 * VOCAB_SIZE * 8)
     pipe = new_pipeline({"full": 5, "sliding": 8}, max_length=600, enable_prefix_caching=caching)
     older, prompt = prompts_of(120, 400)
     stream = pipe.stream(older, SamplingParams(max_new_tokens=30, ignore_eos=True))
@@ -444,7 +456,7 @@ def test_logits_of_a_preempted_prompt(caching: bool, monkeypatch: pytest.MonkeyP
 
 
 def test_the_logits_of_a_step_stay_within_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines.text_generation, "STEP_LOGITS_BYTES", 10 * 4 * VOCAB_SIZE * 8)
+    monkeypatch.setattr(pipelines.requests, "STEP_LOGITS_BYTES", 10 * 4 * VOCAB_SIZE * 8)
     pipe = new_pipeline()
     stream = pipe.stream(prompts_of(100)[0], GREEDY)
     next(stream)
@@ -464,9 +476,9 @@ def test_logits_of_a_prompt_as_long_as_the_limit() -> None:
 
 def test_logits_that_would_take_too_much_memory_are_refused_and_come_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.text_generation, "MAX_LOGITS_BYTES", 100 * 4 * VOCAB_SIZE)
-    monkeypatch.setattr(pipelines.text_generation, "STEP_LOGITS_BYTES", 30 * 4 * VOCAB_SIZE * 8)
+    monkeypatch.setattr(pipelines.requests, "STEP_LOGITS_BYTES", 30 * 4 * VOCAB_SIZE * 8)
     pipe, (prompt,) = new_pipeline(), prompts_of(101)
-    with pytest.raises(InputError, match="25.25 KiB, and at most 25 KiB"):
+    with pytest.raises(InputError, match=r"25\.25 KiB, and at most 25 KiB"):
         pipe.logits([prompt])
     pipe.logits([prompt[:100]])
     slabs = [(start, slab.copy()) for start, slab in pipe.logit_slabs(prompt)]

@@ -248,7 +248,7 @@ except ValueError as error:
 
 
 def message_of_download(**environment: str) -> str:
-    """What the real client leads to, in a process of its own: it reads its environment when it is imported."""
+    """Message of the real client, in a process of its own: it reads its environment when it is imported."""
     run = [sys.executable, "-c", DOWNLOAD]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     done = subprocess.run(run, env=inherited | environment, capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def available(folder: Path, own_cgroups: str, **files: str | bytes) -> int:
-    """What a tree of files leaves; `a__b__memory_max` is the file a/b/memory.max."""
+    """Available bytes for a tree of files; `a__b__memory_max` is the file a/b/memory.max."""
     own = folder / "self_cgroup"
     own.write_text(own_cgroups)
     for name, content in files.items():

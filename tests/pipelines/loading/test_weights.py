@@ -135,7 +135,7 @@ def test_columns_are_spread_over_devices(tmp_path: Path, dtype: torch.dtype) -> 
 
 
 def test_heads_that_cannot_be_spread_evenly() -> None:
-    with pytest.raises(ValueError, match="3 units can't be spread over 2 shards"):
+    with pytest.raises(ValueError, match="3 units can't be split over 2 shards"):
         WeightSource("q", (12, 1), axis=0, units=3).cut(0, 2)
 
 
@@ -148,8 +148,9 @@ def test_names_are_adapted_and_dropped(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_unexpected(tmp_path: Path) -> None:
     path = write(tmp_path, odd=torch.ones(1))
+    no_names: dict[str, str] = {}
     with pytest.raises(InputError, match=r"unexpected tensor 'odd' in .*: its architecture"):
-        open_state_dict([path], {}.__getitem__)
+        open_state_dict([path], no_names.__getitem__)
 
 
 def test_two_tensors_of_one_name(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_two_tensors_of_one_name(tmp_path: Path) -> None:
 
 
 def test_an_adapter_may_change_values(tmp_path: Path) -> None:
-    """As a GGUF's norms, which have their offset in them, need it."""
+    """An adapter may change values: a GGUF's norms, for example, include their offset."""
 
     def adapt(tensors: dict[str, WeightData], config: Any) -> dict[str, WeightData]:
         data = tensors["norm"]

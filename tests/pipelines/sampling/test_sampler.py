@@ -54,6 +54,7 @@ def reference(row: Row, params: ResolvedSamplingParams) -> NDArray[np.float64]:
     return probabilities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row", [normal_row(1000), normal_row(LARGE, 4.0), peaked_row(LARGE)], ids=["1k", "40k", "peak"]
 )

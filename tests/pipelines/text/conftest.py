@@ -70,7 +70,7 @@ class Family:
         return sum(token_id in controls for token_id in token_ids)
 
     def reference(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-        """What transformers encodes, for which control tokens count wherever they stand."""
+        """Token ids of transformers, for which control tokens count wherever they are spelled."""
         options = {"add_generation_prompt": True, **options}
         return list(self.hf.apply_chat_template(messages, tokenize=True, **options)["input_ids"])
 
@@ -80,7 +80,7 @@ def template(folder: str) -> str:
 
 
 def sentencepiece(controls: list[str]) -> Tokenizer:
-    """As Gemma's: pairs of characters, a mark for the space, bytes for what is in no word."""
+    """A tokenizer like Gemma's: pairs of characters, a mark for the space, bytes for the rest."""
     pieces = [*controls, *(f"<0x{byte:02X}>" for byte in range(256)), *map(chr, range(33, 127)), "▁", "\n", "é", "中"]
     merges = [("▁", "<"), ("<", "|"), ("t", "u"), ("\n", "\n"), ("|", ">"), ("▁", "t"), ("▁t", "h"), ("▁", "▁")]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, *(a + b for a, b in merges)])}
@@ -140,13 +140,13 @@ def published(name: str, folder: str, **options: Any) -> Any:
 
 
 def published_gemma4() -> Family:
-    """As on the hub: the markers inside an answer are special tokens that have names."""
+    """A family as on the hub: the markers inside an answer are special tokens that have names."""
     hf = published("gemma-4", "google__gemma-4-E2B-it", extra_special_tokens=GEMMA4_NAMES)
     return Family(hf, eos=("<eos>", "<turn|>", "<|tool_response>"))
 
 
 def published_gemma4_gguf() -> Family:
-    """As in GGUF files: those markers are added tokens that are not special."""
+    """A family as in GGUF files: the markers inside an answer are added tokens that are not special."""
     hf = published("gemma-4", "google__gemma-4-31B-it")
     return Family(hf, eos=("<eos>", "<turn|>", "<|tool_response>"), ordinary=("<|channel>", "<channel|>"))
 

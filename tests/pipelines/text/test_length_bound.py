@@ -1,4 +1,4 @@
-"""How many tokens a text has at least, without tokenizing it."""
+"""The lower bound of a text's number of tokens, computed without tokenizing it."""
 
 from __future__ import annotations
 

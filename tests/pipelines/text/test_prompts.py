@@ -1,4 +1,4 @@
-"""Prompts of all kinds are checked, and images have their places."""
+"""Encoding of prompts: checks, and the places of images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PICTURE = Image.new("RGB", (2, 2))
 @dataclass(frozen=True)
 class Processed:
     pixel_values: Any
-    digest: bytes
+    image_hash: bytes
 
 
 @dataclass(frozen=True)
 class Processor:
-    """As Gemma 3's, for images of few tokens."""
+    """An image processor like Gemma 3's, for images of few tokens."""
 
     image_token_id: int
     placeholder: str = BOI
@@ -63,7 +63,7 @@ def encoder_of(family: Family, **options: Any) -> PromptEncoder:
 
 
 def reference(family: Family, text: str) -> list[int]:
-    """What transformers' processor gives for a rendered chat."""
+    """Token ids of transformers' processor for a rendered chat."""
     expanded = Processor(0).expand_placeholders(text)
     return list(family.hf.encode(expanded, add_special_tokens=False))
 

@@ -43,7 +43,7 @@ def byte_level() -> Tokenizer:
 
 
 def byte_fallback(drops_first_space: bool) -> Tokenizer:
-    """As sentencepiece has it: words with a mark for the space, single bytes for what is in no word."""
+    """A tokenizer like sentencepiece's: words with a mark for the space, single bytes for the rest."""
     pieces = ["<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "▁two", "▁spaces", "▁and"]
     pieces += sorted({c for text in TEXTS for c in text if c.isascii() and c > " "} | {"本", "中", "\ufffd"})
     model = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pipelines.commands.console import read_prompts
+from pipelines.commands.generate import read_prompts
 from pipelines.commands.progress import console_stages
 from pipelines.errors import InputError
 
@@ -51,7 +51,7 @@ def test_standard_input_without_text(data: bytes | None) -> None:
 
 PRINT = """
 import sys
-from pipelines.commands.console import set_output_encoding
+from pipelines.commands.generate import set_output_encoding
 set_output_encoding(sys.stdout, as_json=sys.argv[1] == "json")
 print("Größe 🎈")
 """

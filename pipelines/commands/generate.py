@@ -1,4 +1,4 @@
-"""What the commands print: text on stdout, everything else on stderr."""
+"""The `pipelines generate` command: text on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pipelines.commands.progress import console_stages
 from pipelines.config import PipelineConfig
-from pipelines.errors import InputError
-from pipelines.registry import Registry
+from pipelines.errors import InputError, naming_prompt
 from pipelines.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -27,12 +26,14 @@ if TYPE_CHECKING:
 
 
 def read_prompts(prompts: Sequence[str], stdin: TextIO | None) -> list[str]:
-    """Returns the prompts, with `-` replaced by the text of standard input, which is None if it is closed.
+    """Returns the prompts, with `-` replaced by the text of standard input, without byte order mark and last line end.
 
-    Of that a byte order mark and the last line end are dropped, and CRLF becomes LF.
+    Args:
+        prompts: Texts, and `-` for standard input, in which CRLF becomes LF.
+        stdin: Standard input; None if it is closed.
 
     Raises:
-        InputError: No prompt, an empty one, or input that can't be read or is not UTF-8.
+        InputError: There is no prompt, one is empty, or input can't be read or is not UTF-8.
     """
     if not prompts:
         raise InputError("no prompt: give --prompt TEXT, or --prompt - to read standard input")
@@ -56,7 +57,7 @@ def _read(stdin: TextIO | None) -> str:
 
 
 def set_output_encoding(stdout: TextIO, as_json: bool) -> None:
-    """Makes JSON UTF-8 in every locale, and text what the locale says, with ? for characters that it lacks."""
+    """Sets the encoding: UTF-8 in every locale for JSON, that of the locale for text, with ? for other characters."""
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
 
@@ -72,10 +73,12 @@ def generate_to_console(
     as_json: bool = False,
     stats: bool = False,
 ) -> bool:
-    """Completes the prompts and prints them in their order, the first unfinished one as it is made; whether all ended well.
+    """Completes the prompts and prints their texts in order, the first unfinished one as it is generated.
 
-    images: files, addresses or data URIs of what each prompt is about. chat: use the chat template; None: for
-    instruction models. as_json: one object a prompt instead of text.
+    `images` are files, addresses or data URIs, for each prompt; `chat` None uses the template of instruction models.
+
+    Returns:
+        Whether no request has failed.
     """
     from pipelines.load import prepare_pipeline
     from pipelines.media.images import load_image
@@ -83,13 +86,13 @@ def generate_to_console(
     set_output_encoding(sys.stdout, as_json)
     stages = console_stages(sys.stderr)
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
-    loaded_images = [load_image(image, allow_private=True) for image in images]  # the user named them himself
+    loaded_images = [load_image(image, allow_private=True) for image in images]  # named by the user of this machine
     prepared = prepare_pipeline(config, stages)
     encoded = _encode(prepared.prompts, prompts, loaded_images, chat, chat_template_kwargs or {})
     if taken := prepared.sampling_defaults.describe(params):
         stages.note(f"sampling: {taken} (from generation_config.json; --temperature 0 or --generation-config none)")
     with prepared.load() as pipe:
-        contexts = pipe.submit(encoded, params)  # which may compile what images need
+        contexts = pipe.submit(encoded, params)  # this may compile the graphs for images
         start = time.perf_counter()
         if as_json:
             _print_objects(pipe, prompts, contexts)
@@ -107,33 +110,24 @@ def _encode(
     chat: bool | None,
     chat_template_kwargs: Mapping[str, Any],
 ) -> list[EncodedPrompt]:
-    """The prompts, each with all the images, as turns of a chat or as they are."""
+    """Encodes the prompts, each with all the images, as turns of a chat or as they are."""
     from pipelines.text.prompts import ImagePrompt
 
-    if encoder.is_instruction_model if chat is None else chat:
-        return [encoder.encode_chat(prompt, images, **chat_template_kwargs) for prompt in prompts]
-    return [encoder.encode(ImagePrompt(prompt, images)) for prompt in prompts]
-
-
-def list_architectures() -> None:
-    """A table on stdout."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("architecture", "sizes", "takes", "on CPU", "on GPU", "example models", box=box.SIMPLE)
-    for name, record in sorted(Registry.load().architectures.items()):
-        encodings = ["\n".join(record.encodings.get(kind, ())) or "-" for kind in ("cpu", "gpu")]
-        table.add_row(
-            name, record.sizes, " and ".join(record.input_modalities), *encodings, "\n".join(record.example_repo_ids)
-        )
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    is_chat = encoder.is_instruction_model if chat is None else chat
+    encoded = []
+    for number, prompt in enumerate(prompts, 1):
+        with naming_prompt(number, len(prompts)):
+            if is_chat:
+                encoded.append(encoder.encode_chat(prompt, images, **chat_template_kwargs))
+            else:
+                encoded.append(encoder.encode(ImagePrompt(prompt, images)))
+    return encoded
 
 
 def _print_text(pipe: TextGenerationPipeline, contexts: Sequence[TextContext]) -> None:
-    """Each text as it comes; the ones after it are made meanwhile and wait for their turn."""
+    """Prints each text as it is generated; later ones are generated at the same time and printed in their turn."""
     for context in contexts:
-        for chunk in pipe.follow(context):
+        for chunk in pipe.iter_chunks(context):
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -147,7 +141,7 @@ def _print_objects(pipe: TextGenerationPipeline, prompts: Sequence[str], context
 
 
 def _report_errors(contexts: Sequence[TextContext], stages: Stages) -> bool:
-    """A line for each request that failed; whether there was none."""
+    """Prints a line for each request that failed; True if there is none."""
     for number, context in enumerate(contexts, 1):
         if context.error is not None:
             stages.note(f"error: prompt {number}: {_describe(context.error)}")
@@ -159,7 +153,7 @@ def _describe(error: Exception) -> str:
 
 
 def _stats(pipe: TextGenerationPipeline, seconds: float) -> str:
-    """One line: prefill and decode speed, memory, preemptions if there were any."""
+    """Formats one line: prefill and decode speed, memory, preemptions if there were any."""
     stats, preemptions = pipe.engine.stats, pipe.engine.scheduler.num_preemptions
     parts = [
         f"prefill {stats.num_prefill_tokens} tokens, {stats.num_prefill_tokens / max(stats.prefill_s, 1e-9):.1f}/s",

@@ -1,0 +1,202 @@
+"""Forced tool calls from random logits: the family's parser finds them, with arguments that the schema allows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from json_schemas import SchemaMaker
+from structured import PUBLISHED_FOLDER, Vocabulary, generate, published_vocabulary, small_vocabulary
+
+from pipelines.errors import InputError
+from pipelines.sampling.constraints import Thinking, tool_call_constraint
+from pipelines.text.parsers import ParsedAnswer, ThinkingSyntax, answer_format, parse_answer
+from pipelines.text.parsers.families import REASONING_FORMATS
+
+FAMILIES = ["qwen3", "gemma4", "llama3", "gemma3"]
+S = {"type": "string"}
+TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}}, "required": ["v"]}  # fmt: skip  # noqa: E501
+PARAMETERS: list[dict[str, Any]] = [
+    {},
+    {"type": "object", "properties": {}},
+    {"properties": {"city": S, "days": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["city", "days"]},
+    {"properties": {"größe": {"enum": ["a", "", 1, None, True]}, "B": {"const": {"k": [1, "x"]}}, "a": {"type": "number"}}},
+    {"properties": {"list": {"type": "array", "items": {"type": "array", "items": S, "minItems": 1, "maxItems": 2}, "minItems": 2, "maxItems": 4}}, "required": ["list"]},  # noqa: E501
+    {"properties": {"u": {"anyOf": [S, {"type": "integer"}, {"type": "object", "properties": {"x": {"type": "null"}}}]}}, "required": ["u"]},  # noqa: E501
+    {"$defs": {"tree": TREE}, "properties": {"tree": {"$ref": "#/$defs/tree"}}, "required": ["tree"]},
+    {"properties": {"p": {"type": "string", "pattern": "^[a-z]{2}\\d$"}, "q": {"type": "string", "pattern": "[a-z]"}}, "required": ["p", "q"]},  # noqa: E501
+    {"properties": {"s": {"type": "string", "minLength": 2, "maxLength": 4}, "d": {"type": "string", "format": "date-time"}}, "required": ["s", "d"]},  # noqa: E501
+    {"properties": {"o": {"oneOf": [S, {"type": "null"}]}, "t": {"type": ["string", "integer"]}, "w": {"allOf": [S]}}, "required": ["o", "t", "w"]},  # noqa: E501
+    {"properties": {"m": {"type": "object", "additionalProperties": {"type": "integer"}}, "x": {}}, "required": ["m", "x"]},
+    {"properties": {"only": S, "b": {"type": "boolean"}}, "required": ["b"], "additionalProperties": False},
+]  # fmt: skip
+
+
+def tool(name: str, parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def answer_of(
+    vocabulary: Vocabulary, family: str, tools: list[dict[str, Any]], seed: int, choice: Any, reasoning: str = "none", **options: Any
+) -> ParsedAnswer:  # fmt: skip
+    constraint = tool_call_constraint(vocabulary.compiler, family, tools, choice, **options)
+    assert constraint is not None
+    bias = {vocabulary.text.eos_token_ids[0]: 3 if seed % 2 else -20}
+    answer = generate(vocabulary, constraint, np.random.default_rng(seed), logit_bias=bias)
+    assert answer.finish_reason == "stop"
+    names = [tool["function"]["name"] for tool in tools]
+    is_open = "thinking" in options and options["thinking"].is_open
+    return parse_answer(answer_format("", reasoning, family).parser(names, is_open), answer.text)
+
+
+def check_arguments(answer: ParsedAnswer, tools: list[dict[str, Any]]) -> None:
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    for call in answer.tool_calls:
+        arguments = json.loads(call.arguments)
+        assert isinstance(arguments, dict)
+        kind = jsonschema.Draft202012Validator
+        kind(schemas[call.name], format_checker=kind.FORMAT_CHECKER).validate(arguments)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_named_calls_are_valid(family: str) -> None:
+    for seed, parameters in enumerate(PARAMETERS * 2):
+        tools = [tool("other", {}), tool("get-it", parameters)]
+        answer = answer_of(small_vocabulary(), family, tools, seed, named("get-it"))
+        assert [call.name for call in answer.tool_calls] == ["get-it"] and not answer.content
+        check_arguments(answer, tools)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_required_calls_are_valid(family: str) -> None:
+    tools = [tool(f"tool_{number}", parameters) for number, parameters in enumerate(PARAMETERS)]
+    numbers = set()
+    for seed in range(12):
+        for parallel in (True, False):
+            answer = answer_of(small_vocabulary(), family, tools, seed, "required", parallel=parallel)
+            assert answer.tool_calls and not answer.content
+            numbers.add(len(answer.tool_calls))
+            assert parallel or len(answer.tool_calls) == 1
+            check_arguments(answer, tools)
+    assert len(numbers) > 1
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama3", "gemma3"])
+def test_random_schemas(family: str) -> None:
+    for seed in range(20):
+        tools = [tool("f", SchemaMaker(seed).make())]
+        answer = answer_of(small_vocabulary(), family, tools, seed, named("f"))
+        (call,) = answer.tool_calls
+        kind = jsonschema.validators.validator_for(tools[0]["function"]["parameters"])
+        kind(tools[0]["function"]["parameters"]).validate(json.loads(call.arguments))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto(family: str) -> None:
+    vocabulary, tools = small_vocabulary(), [tool("f", {"properties": {"x": {"not": {}}}}), tool("g", PARAMETERS[2])]
+    assert tool_call_constraint(vocabulary.compiler, family, tools) is None
+    assert tool_call_constraint(vocabulary.compiler, family, tools, "auto") is None
+    assert tool_call_constraint(vocabulary.compiler, family, tools, "none", parallel=False) is None
+    assert tool_call_constraint(vocabulary.compiler, family, [], "required") is None
+    counts = set()
+    for seed in range(10):
+        answer = answer_of(vocabulary, family, tools, seed, "auto", parallel=False)
+        counts.add(len(answer.tool_calls))
+        assert all(isinstance(json.loads(call.arguments), dict) for call in answer.tool_calls)
+    assert counts <= {0, 1}
+    strict = [tool("g", PARAMETERS[2], strict=True)]
+    for seed in range(10):
+        check_arguments(answer_of(vocabulary, family, strict, seed, "auto"), strict)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma4"])
+def test_text_and_a_call_that_are_allowed(family: str) -> None:
+    """What a model would write passes the grammar, and nothing after the last call does."""
+    vocabulary, tools = small_vocabulary(), [tool("g", PARAMETERS[2], strict=True)]
+    call = {
+        "qwen3": '<tool_call>\n{"name": "g", "arguments": {"city": "Rome", "days": 3}}\n</tool_call>',
+        "gemma4": '<|tool_call>call:g{city:<|"|>Rome<|"|>,days:3}<tool_call|>',
+    }[family]
+    constraint = tool_call_constraint(vocabulary.compiler, family, tools, "auto", parallel=False)
+    assert constraint is not None
+    for token in vocabulary.ids(f"Well, <b: {call}"):
+        assert constraint.allows(token)
+        constraint.accept(token)
+    assert constraint.is_stopped
+    for text in (call.replace("3", "33"), call.replace("Rome", "Rome<"), "<tool"):
+        constraint = tool_call_constraint(vocabulary.compiler, family, tools, "auto", parallel=False)
+        assert constraint is not None
+        allowed = [constraint.allows(token) and constraint.accept(token) is None for token in vocabulary.ids(text)[:9]]
+        assert all(allowed)
+
+
+@pytest.mark.parametrize("reasoning", REASONING_FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_calls_after_thinking(reasoning: Any, is_open: bool) -> None:
+    tools, num_thought = [tool("f", PARAMETERS[2])], 0
+    for seed in range(10):
+        thinking = Thinking(reasoning.syntax, is_open)
+        answer = answer_of(
+            small_vocabulary(), reasoning.name, tools, seed, named("f"), reasoning.name, thinking=thinking
+        )
+        assert len(answer.tool_calls) == 1 and not answer.content
+        num_thought += bool(answer.reasoning)
+        check_arguments(answer, tools)
+    assert num_thought > 3
+
+
+@pytest.mark.parametrize(("parameters", "message"), [
+    ({"properties": {"x": {"not": {}}}}, "not"),
+    ({"properties": {"x": {"type": "string", "format": "color"}}}, "color"),
+    ({"properties": {"x": {"type": "string", "pattern": "^a|b$"}}}, "pattern"),
+    ({"properties": {"x": {"allOf": [S, S]}}}, "allOf"),
+    ({"properties": {"x": {"oneOf": [S, S]}}}, "oneOf"),
+    ({"properties": {"x": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+    ({"properties": {"x": {"$ref": "#/$defs/y"}}}, "#/\\$defs/y"),
+    ({"properties": {"x": {"$ref": "http://x/y"}}}, "http://x/y"),
+    ({"properties": {"a:b": S}}, "a:b"),
+    ({"properties": {"x": {"const": 'a<|"|>'}}}, "spell"),
+    ({"properties": {"x": {"type": "foo"}}}, "foo"),
+    ({"type": "array"}, "object"),
+    ({"properties": {"x": {"anyOf": [S], "minLength": 3}}}, "minLength beside anyOf"),
+])  # fmt: skip
+def test_what_gemma4_calls_cannot_be_held_to(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tool_call_constraint(small_vocabulary().compiler, "gemma4", [tool("f", parameters)], "required")
+
+
+def test_refusals() -> None:
+    compiler, tools = small_vocabulary().compiler, [tool("f", {})]
+    with pytest.raises(InputError, match="'g', which is none of the tools"):
+        tool_call_constraint(compiler, "qwen3", tools, named("g"))
+    with pytest.raises(InputError, match="tool_choice='any'"):
+        tool_call_constraint(compiler, "qwen3", tools, "any")
+    with pytest.raises(InputError, match="not"):
+        tool_call_constraint(compiler, "qwen3", [tool("f", {"not": {}})], "required")
+    with pytest.raises(InputError, match="name of a function"):
+        tool_call_constraint(compiler, "qwen3", tools, {"type": "function"})
+
+
+@pytest.mark.skipif(PUBLISHED_FOLDER is None, reason="PUBLISHED_TOKENIZERS names no folder with published tokenizers")
+@pytest.mark.parametrize(("name", "family"), [("gemma-4", "gemma4"), ("qwen2", "qwen3"), ("llama-bpe", "llama3")])
+def test_published_tokenizers(name: str, family: str) -> None:
+    vocabulary = published_vocabulary(name)
+    syntax = next((format.syntax for format in REASONING_FORMATS if format.name == family), None)
+    thinking = None if syntax is None else Thinking(ThinkingSyntax(**{**vars(syntax)}))
+    for seed, parameters in enumerate(PARAMETERS):
+        tools = [tool("f", parameters)]
+        reasoning = "none" if syntax is None else family
+        answer = (
+            answer_of(vocabulary, family, tools, seed, "required", reasoning, thinking=thinking)
+            if thinking
+            else answer_of(vocabulary, family, tools, seed, "required")
+        )
+        assert answer.tool_calls and not answer.content
+        check_arguments(answer, tools)
