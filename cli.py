@@ -185,6 +185,40 @@ def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float 
         raise click.exceptions.Exit(1)
 
 
+@commands.command()
+@_model_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", type=int, default=8000, show_default=True, help="0 takes any that is free.")
+@click.option("--api-key", envvar="PIPELINES_API_KEY", help="Asked of clients on all routes but /health and /ready.")
+@click.option("--served-model-name", "served_model_names", multiple=True, metavar="NAME", help="May be repeated.")
+@click.option("--max-queue-size", type=int, default=512, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--request-timeout", "request_timeout_s", type=float, default=3600.0, show_default=True, metavar="SECONDS"
+)
+@click.option("--max-request-bytes", type=int, default=32 * 2**20, show_default=True)
+@click.option(
+    "--shutdown-timeout", "shutdown_timeout_s", type=float, default=30.0, show_default=True, metavar="SECONDS"
+)
+@click.option("--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN", help="May be repeated; * for all.")
+@click.option(
+    "--allowed-image-hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Hosts of image addresses; may be repeated.  [default: none, data: URIs only]",
+)
+@click.option("--reasoning-parser", default="auto", show_default=True, help="none leaves thinking in the text.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def serve(**options: Any) -> None:
+    """Serve a model to OpenAI-compatible clients."""
+    from pipelines.commands.serve import serve_from_console
+
+    serving = _take(options, *_SERVE_OPTIONS)
+    serve_from_console(_config(options), **serving)
+
+
 @commands.command(name="list")
 def list_command() -> None:
     """Show the architectures, example models, and the encodings that each kind of device runs."""
@@ -205,6 +239,23 @@ _SAMPLING_OPTIONS = (
     "seed",
     "stop",
     "skip_special_tokens",
+)
+
+
+_SERVE_OPTIONS = (
+    "host",
+    "port",
+    "api_key",
+    "served_model_names",
+    "max_queue_size",
+    "request_timeout_s",
+    "max_request_bytes",
+    "shutdown_timeout_s",
+    "cors_origins",
+    "allowed_image_hosts",
+    "reasoning_parser",
+    "log_level",
+    "log_format",
 )
 
 

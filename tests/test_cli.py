@@ -6,10 +6,12 @@ import itertools
 import json
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import httpx
 import pytest
 from command import TIMEOUT_S, Caller, Result, read_until, run, started
 from loader import Loader
@@ -137,6 +139,31 @@ def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
     assert written == sorted(
         [r.name, r.sizes, modalities(r), *(", ".join(r.encodings[kind]) for kind in ("cpu", "gpu"))] for r in records
     )
+
+
+def test_a_server_answers_until_it_is_told_to_end() -> None:
+    with started("serve", "--port", "0", "--served-model-name", "demo", "--log-format", "json") as process:
+        address = re.search(rb"http://[\d.:]+", read_until(process.stderr, b"is loaded)"))
+        assert address
+        with httpx.Client(base_url=address[0].decode(), timeout=TIMEOUT_S) as client:
+            while client.get("/ready").status_code != 200:
+                time.sleep(0.2)
+            request = {"model": "demo", "prompt": "import os\n", "max_tokens": 5}
+            (choice,) = client.post("/v1/completions", json=request).json()["choices"]
+            assert choice["finish_reason"] == "length" and choice["text"]
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    logged = [json.loads(line) for line in err.decode().splitlines() if line.startswith("{")]
+    assert {"POST"} <= {entry.get("method") for entry in logged} and all(entry["level"] == "info" for entry in logged)
+    assert "import os" not in err.decode(), "nothing of a request's text is logged"
+
+
+def test_a_busy_port_is_one_line_before_anything_loads() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run("serve", "--port", str(taken.getsockname()[1]))
+    assert "choose another --port" in result.error()
+    assert "config" not in result.err
 
 
 def test_a_closed_stdout_ends_it_quietly() -> None:

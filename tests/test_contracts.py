@@ -75,6 +75,11 @@ OPTIONS = {
         --seed --stop --skip-special-tokens/--show-special-tokens --json --stats
     """,
     "verify": f"{MODEL_OPTIONS} --prompt --length --tolerance",
+    "serve": f"""
+        {MODEL_OPTIONS} --host --port --api-key --served-model-name --max-queue-size --request-timeout
+        --max-request-bytes --shutdown-timeout --cors-origin --allowed-image-hosts --reasoning-parser --log-level
+        --log-format
+    """,
     "list": "",
 }
 

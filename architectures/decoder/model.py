@@ -105,7 +105,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
     def _compile(self, name: str) -> Model:
         """Compiles a graph while its weights are read: the compiler does not need them."""
         traced, detail = self.traced[name], "" if name == DECODER else name.replace("_", " ")
-        compiling = self.session.compile_async(traced.graph)
+        with traced.graph:  # which makes MLIR's context this thread's: a server loads in a thread of its own
+            compiling = self.session.compile_async(traced.graph)
         missing = [spec for spec in traced.weights if spec.name not in self.weights]
         with self.stages.stage("weights", detail):
             self.weights |= materialize(missing, self.state_dict, self.devices)

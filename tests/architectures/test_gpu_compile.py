@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "compile_for_gpus.py"
         pytest.param("gemma3_multimodal", "gpu", "bfloat16", ["decoder_for_images", "vision_tower"], id="images"),
     ],
 )
-def test_graphs_compile_for_gpus_and_take_their_inputs_there(
+def test_graphs_compile_for_gpus_with_all_inputs_and_weights(
     name: str, devices: str, encoding: str, graphs: list[str], checkpoints: Mapping[str, Path]
 ) -> None:
     result = subprocess.run(
@@ -40,7 +40,9 @@ def test_graphs_compile_for_gpus_and_take_their_inputs_there(
     assert result.returncode == 0, result.stderr[-2000:]
     compiled = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert [graph["graph"] for graph in compiled] == graphs
-    numbers = {number for graph in compiled for kind, number in graph["declared"] if kind == "gpu"}
-    assert numbers == ({0, 1} if devices == "gpu:0,1" else {0})
     for graph in compiled:
-        assert graph["declared"] in graph["compiled"], f"{graph['graph']}: {graph['compiled']}"
+        gpus = [[kind, number] for kind, number in graph["declared"]["devices"] if kind == "gpu"]
+        assert gpus == [["gpu", number] for number in range(2 if devices == "gpu:0,1" else 1)]
+        assert graph["compiled"]["num_inputs"] == graph["declared"]["num_inputs"] > 0
+        assert graph["compiled"]["weights"] == graph["declared"]["weights"] != []
+        assert graph["compiled"]["devices"] == sorted([["cpu", 0], *gpus])

@@ -1,7 +1,7 @@
 """Compiles graphs for GPUs that are not there: `compile_for_gpus.py CHECKPOINT DEVICES ENCODING [GRAPH ...]`.
 
 Nothing is executed. A process of its own, since virtual devices must be set before any device is opened. Prints a JSON
-line for each graph: the devices of its inputs, as declared and as the compiled artifact has them.
+line for each graph: its inputs, devices and weights, as declared and as the compiled artifact has them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ set_virtual_device_count(2)
 
 from max.driver import Accelerator  # noqa: E402
 from max.engine import InferenceSession  # noqa: E402
-from max.graph import Graph  # noqa: E402
 
 from pipelines import PipelineConfig  # noqa: E402
 from pipelines.loading.checkpoint import resolve_config  # noqa: E402
+from pipelines.loading.weight_spec import TracedGraph  # noqa: E402
 from pipelines.loading.weights import open_state_dict  # noqa: E402
 from pipelines.registry import Registry  # noqa: E402
 
@@ -39,18 +39,23 @@ accelerators = [Accelerator(id=ref.id) for ref in run.device_refs]
 session = InferenceSession(devices=accelerators)
 
 
-def devices_declared(graph: Graph) -> list[tuple[str, int]]:
-    """The device of each input, as the graph says."""
-    return [(value.type.device.device_type.value, value.type.device.id) for value in graph.inputs]
+def declared(traced: TracedGraph) -> dict[str, Any]:
+    """The inputs, devices and weights of a graph."""
+    inputs = [value.type.device for value in traced.graph.inputs]
+    weights = [spec.device_ref(run.device_refs) for spec in traced.weights]
+    devices = {(device.device_type.value, device.id) for device in (*inputs, *weights)}
+    return {"num_inputs": len(inputs), "devices": sorted(devices), "weights": sorted(s.name for s in traced.weights)}
 
 
-def devices_compiled(artifact: Path) -> list[list[tuple[str, int]]]:
-    """The lists of devices in an artifact, among which are those of its inputs and of its outputs.
-
-    MAX reads them when the artifact is initialized on real devices; nothing else of it can be read without.
-    """
-    lists = re.findall(rb'\[\{"label":"\w+","id":\d+\}(?:, ?\{"label":"\w+","id":\d+\})*\]', artifact.read_bytes())
-    return [[(device["label"], device["id"]) for device in json.loads(found)] for found in lists]
+def compiled(artifact: bytes, traced: TracedGraph) -> dict[str, Any]:
+    """The same of the artifact, as far as it can be read without its devices: names, and the list of all devices."""
+    inputs = set(re.findall(rb"@input(\d+)", artifact))
+    (devices,) = set(re.findall(rb'\[(?:\{"label":"\w+","id":\d+\},?)+\]', artifact))
+    return {
+        "num_inputs": len(inputs),
+        "devices": sorted((device["label"], device["id"]) for device in json.loads(devices)),
+        "weights": sorted(spec.name for spec in traced.weights if spec.name.encode() in artifact),
+    }
 
 
 class Untouched(architecture.pipeline_model):  # type: ignore[misc, name-defined]
@@ -63,6 +68,8 @@ class Untouched(architecture.pipeline_model):  # type: ignore[misc, name-defined
 traced_graphs = Untouched(run, session, accelerators, checkpoint.huggingface_config, state_dict).traced
 with TemporaryDirectory() as folder:
     for name in names or traced_graphs:
-        graph, artifact = traced_graphs[name].graph, Path(folder) / f"{name}.mef"
-        session.compile(graph).export_mef(artifact)
-        print(json.dumps({"graph": name, "declared": devices_declared(graph), "compiled": devices_compiled(artifact)}))
+        traced, file = traced_graphs[name], Path(folder) / f"{name}.mef"
+        session.compile(traced.graph).export_mef(file)
+        print(
+            json.dumps({"graph": name, "declared": declared(traced), "compiled": compiled(file.read_bytes(), traced)})
+        )

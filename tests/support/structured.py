@@ -83,7 +83,10 @@ def small_vocabulary() -> Vocabulary:
 def published_vocabulary(name: str) -> Vocabulary:
     """A published tokenizer, in the folder that PUBLISHED_TOKENIZERS names."""
     assert PUBLISHED_FOLDER is not None
-    return vocabulary_of(AutoTokenizer.from_pretrained(Path(PUBLISHED_FOLDER) / name))
+    hf = AutoTokenizer.from_pretrained(Path(PUBLISHED_FOLDER) / name)
+    if name == "qwen2":  # whose vocabulary Qwen 3 has, with these
+        hf.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKERS])
+    return vocabulary_of(hf)
 
 
 @dataclass

@@ -151,7 +151,7 @@ class ConstraintCompiler:
 
 
 def _matcher(what: str, vocabulary: GrammarVocabulary, grammar: str) -> LLMatcher:
-    """Compiles a grammar and computes its first mask, which shows what has no first token."""
+    """Compiles a grammar and computes what its first token may be, which may be nothing, or too much."""
     from llguidance import LLMatcher, LLParserLimits
 
     # The limits of a step bound the time of a mask to tens of milliseconds; a grammar that needs more ends its request.
@@ -160,6 +160,7 @@ def _matcher(what: str, vocabulary: GrammarVocabulary, grammar: str) -> LLMatche
     )
     if not matcher.is_error():
         matcher.compute_bitmask()
+        matcher.compute_ff_tokens()
     if matcher.is_error():
         reason = str(matcher.get_error()).removesuffix("<non-verbose/>").strip()
         raise InputError(f"the {what} can't be used: {reason[:300]}")

@@ -80,9 +80,8 @@ class Gemma4Arguments:
 
     def _check_keys(self, keys: Any, where: str = "") -> None:
         if keys:
-            raise InputError(
-                f"the tool's JSON schema has {', '.join(sorted(keys))} {where}, which this model's calls can't be held to"
-            )
+            found = f"{', '.join(sorted(keys))} {where}"
+            raise InputError(f"the tool's JSON schema has {found}, which this model's calls can't be held to")
 
     def _guessed_type(self, keys: Any) -> str:
         kinds = [kind for kind, known in _KEYS.items() if keys & known]

@@ -86,21 +86,29 @@ def tool_call_constraint(
     Raises:
         InputError: The choice names no tool, or a schema that must hold has a feature that is not supported.
     """
-    wanted = [_tool(tool) for tool in tools]
+    wanted = _wanted([_tool(tool) for tool in tools], choice)
     is_forced = choice not in (None, "auto", "none")
-    if isinstance(choice, Mapping):
-        name = _chosen_name(choice)
-        wanted, parallel = [tool for tool in wanted if tool.name == name], False
-        if not wanted:
-            raise InputError(f"tool_choice names {name!r}, which is none of the tools")
-    elif choice not in (None, "auto", "none", "required"):
-        raise InputError(f"tool_choice={choice!r} must be none, auto, required or a named function")
+    parallel = parallel and not isinstance(choice, Mapping)
     is_free = choice == "none" or not (is_forced or not parallel or any(tool.is_strict for tool in wanted))
     if is_free or not wanted:
         return None
-    vocabulary = compiler.warm_up()
-    lark = _grammar(vocabulary, _SYNTAXES[family], wanted, is_forced, MAX_CALLS if parallel else 1)
+    lark = _grammar(compiler.warm_up(), _SYNTAXES[family], wanted, is_forced, MAX_CALLS if parallel else 1)
     return compiler.grammar(lark, thinking, max_characters=_MAX_CHARACTERS)
+
+
+def _wanted(tools: list[_Tool], choice: str | Mapping[str, Any] | None) -> list[_Tool]:
+    """The tools that a choice leaves."""
+    if not isinstance(choice, Mapping):
+        if choice not in (None, "none", "auto", "required"):
+            raise InputError(f"tool_choice={choice!r} must be none, auto, required or a named function")
+        return tools
+    function = choice.get("function", choice)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        raise InputError("tool_choice must have the name of a function")
+    if not (named := [tool for tool in tools if tool.name == name]):
+        raise InputError(f"tool_choice names {name!r}, which is none of the tools")
+    return named
 
 
 def _tool(tool: Mapping[str, Any]) -> _Tool:
@@ -109,14 +117,6 @@ def _tool(tool: Mapping[str, Any]) -> _Tool:
     if parameters.setdefault("type", "object") != "object":
         raise InputError(f"the parameters of the tool {function['name']!r} must be a JSON schema of an object")
     return _Tool(str(function["name"]), parameters, bool(function.get("strict")))
-
-
-def _chosen_name(choice: Mapping[str, Any]) -> str:
-    function = choice.get("function", choice)
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str):
-        raise InputError("tool_choice must have the name of a function")
-    return name
 
 
 def _grammar(

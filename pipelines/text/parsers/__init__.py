@@ -19,6 +19,7 @@ from pipelines.text.parsers.families import (
     answer_format,
 )
 from pipelines.text.parsers.reasoning import ThinkingSyntax
+from pipelines.text.parsers.tool_prompt import takes_tools, with_tools_as_text
 
 __all__ = [
     "REASONING_PARSERS",
@@ -36,4 +37,6 @@ __all__ = [
     "ToolFormat",
     "answer_format",
     "parse_answer",
+    "takes_tools",
+    "with_tools_as_text",
 ]

@@ -279,7 +279,7 @@ def test_a_length_out_of_range_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.setattr(verify_reference, "load_reference", lambda checkpoint: pytest.fail("was loaded"))
     message = call("verify", "--model", str(checkpoints["qwen3"]), "--length", "5", "--length", length).error()
-    assert f"--length {length} is out of range: a prompt has 1 to 2048 tokens" in message
+    assert f"--length {length} is out of range: a prompt has 1 to 8192 tokens" in message
 
 
 @pytest.mark.slow

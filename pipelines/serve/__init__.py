@@ -1,0 +1,1 @@
+"""The HTTP application: an OpenAI-compatible endpoint around a pipeline."""
