@@ -51,11 +51,18 @@ _SYNTAXES = {
 
 @dataclass(frozen=True)
 class _Tool:
-    """name: as the model calls it. parameters: JSON schema of an object. is_strict: whether it always holds."""
+    """name: as the model calls it. parameters: JSON schema. is_strict: whether that always holds."""
 
     name: str
-    parameters: dict[str, Any]
+    parameters: Any
     is_strict: bool
+
+    def checked_parameters(self) -> dict[str, Any]:
+        """The JSON schema, of an object."""
+        parameters = checked_schema(self.parameters)
+        if parameters.setdefault("type", "object") != "object":
+            raise InputError(f"the parameters of the tool {self.name!r} must be a JSON schema of an object")
+        return parameters
 
 
 def tool_call_constraint(
@@ -113,10 +120,7 @@ def _wanted(tools: list[_Tool], choice: str | Mapping[str, Any] | None) -> list[
 
 def _tool(tool: Mapping[str, Any]) -> _Tool:
     function = tool.get("function", tool)
-    parameters = checked_schema(function.get("parameters") or {})
-    if parameters.setdefault("type", "object") != "object":
-        raise InputError(f"the parameters of the tool {function['name']!r} must be a JSON schema of an object")
-    return _Tool(str(function["name"]), parameters, bool(function.get("strict")))
+    return _Tool(str(function["name"]), function.get("parameters") or {}, bool(function.get("strict")))
 
 
 def _grammar(
@@ -126,7 +130,7 @@ def _grammar(
     closer = vocabulary.marker(syntax.closer) if syntax.closer else ""
     rules, variants = [], []
     for number, tool in enumerate(tools):
-        parameters = tool.parameters if is_forced or tool.is_strict else {"type": "object"}
+        parameters = tool.checked_parameters() if is_forced or tool.is_strict else {"type": "object"}
         write = _json_arguments if syntax.arguments_key else _gemma4_arguments
         expression, more = write(vocabulary, syntax, tool.name, parameters, number)
         variants.append(f"tool_{number}")

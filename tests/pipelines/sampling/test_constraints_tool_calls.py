@@ -106,7 +106,7 @@ def test_random_schemas(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_auto(family: str) -> None:
-    vocabulary, tools = small_vocabulary(), [tool("f", {"properties": {"x": {"not": {}}}}), tool("g", PARAMETERS[2])]
+    vocabulary, tools = small_vocabulary(), [tool("f", {"type": ["object"], "not": {}}), tool("g", PARAMETERS[2])]
     assert tool_call_constraint(vocabulary.compiler, family, tools) is None
     assert tool_call_constraint(vocabulary.compiler, family, tools, "auto") is None
     assert tool_call_constraint(vocabulary.compiler, family, tools, "none", parallel=False) is None
