@@ -273,7 +273,7 @@ def test_a_wrong_frequency_of_rope_is_not_equal(
     assert [row[-2:] for row in _rows(result.out, "ours")] == [["NOT", "equal"]]
 
 
-@pytest.mark.parametrize("length", ["2049", "0", "-1"])
+@pytest.mark.parametrize("length", ["8193", "0", "-1"])
 def test_a_length_out_of_range_is_refused_before_anything_runs(
     length: str, call: Caller, checkpoints: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
