@@ -131,6 +131,7 @@ def _print_text(pipe: TextGenerationPipeline, contexts: Sequence[TextContext]) -
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
+        sys.stdout.flush()  # before what follows on stderr
 
 
 def _print_objects(pipe: TextGenerationPipeline, prompts: Sequence[str], contexts: Sequence[TextContext]) -> None:
