@@ -45,7 +45,7 @@ def serve_from_console(config: PipelineConfig, log_level: str, log_format: str, 
     def load() -> TextGenerationPipeline:
         from pipelines.load import load_pipeline
 
-        return load_pipeline(config, stages, warm_up=True)
+        return load_pipeline(config, stages)  # the service warms it up
 
     run(Service(load, serve_settings), serve_settings, listener)
 

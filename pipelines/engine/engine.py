@@ -93,17 +93,12 @@ class Engine:
             finally:
                 self._is_stepping.release()
 
-    def cancel_all(self) -> None:
-        """Marks every request as cancelled."""
-        for context in [*self._submitted, *self.scheduler.contexts]:
-            self.cancel(context)
-
-    def fail_all(self, error: Exception) -> None:
-        """Ends every request with an error of the engine itself."""
+    def end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
+        """Ends every request between two steps: as cancelled, or with an error of the engine itself."""
         with self._is_stepping:
             self._apply_marks()
             for context in self.scheduler.contexts:
-                self._end(context, "error", error)
+                self._end(context, reason, error)
 
     def apply_marks(self) -> None:
         """Ends the requests that were cancelled since the last step."""

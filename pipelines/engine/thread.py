@@ -57,7 +57,7 @@ class EngineThread:
         while self.engine.has_work and self.is_alive and (left := deadline - time.monotonic()) > 0:
             self._is_idle.wait(min(left, 0.1))
         is_finished = not self.engine.has_work
-        self.engine.cancel_all()
+        self.engine.end_all("cancelled")
         self._is_stopping.set()
         self._has_news.set()
         if self.is_alive and threading.current_thread() is not self._thread:
@@ -74,6 +74,6 @@ class EngineThread:
             try:
                 self.engine.step()
             except Exception as error:  # a defect of the engine: no request may wait for ever because of it
-                self.engine.fail_all(error)
+                self.engine.end_all("error", error)
                 self._on_failure(error)
         self.engine.apply_marks()

@@ -34,7 +34,7 @@ from pipelines.text.parsers import Content, Delta, OutputParser, ParsedAnswer, R
 
 @dataclass
 class _Choice:
-    """What is known of one choice so far."""
+    """State of one choice so far."""
 
     parser: OutputParser
     answer: ParsedAnswer = field(default_factory=ParsedAnswer)
@@ -136,7 +136,7 @@ class ChatAnswer:
 
 
 def _delta(deltas: Sequence[Delta]) -> ChatDelta:
-    """What a chunk adds, with the keys that add something."""
+    """Delta of a chunk, with the keys that add something."""
     given: dict[str, Any] = {}
     content = "".join(delta.text for delta in deltas if isinstance(delta, Content))
     reasoning = "".join(delta.text for delta in deltas if isinstance(delta, Reasoning))

@@ -151,7 +151,7 @@ class ToolCallDelta(ApiModel):
 
 
 class ChatDelta(ApiModel):
-    """What a chunk adds to a message; keys that add nothing are absent."""
+    """Addition of a chunk to a message; keys that add nothing are absent."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
@@ -161,7 +161,7 @@ class ChatDelta(ApiModel):
 
 
 class ChatChunkChoice(ApiModel):
-    """What a chunk adds to one choice."""
+    """Addition of a chunk to one choice."""
 
     index: int
     delta: ChatDelta

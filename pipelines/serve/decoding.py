@@ -33,9 +33,9 @@ def _plain_parser(context: TextContext) -> OutputParser:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the answer to one request is decoded.
+    """Decoding of the answer to one request.
 
-    template_kwargs: what the chat template is told, such as `tools`. new_context: makes the context of one choice, with
+    template_kwargs: variables of the chat template, such as `tools`. new_context: makes the context of one choice, with
     its constraint; it is called in the worker thread, and may raise InputError. new_parser: makes the parser of one
     choice, whose prompt may have begun the reasoning.
     """

@@ -30,7 +30,7 @@ _TOO_LONG = re.compile(r"the prompt has (.*), and the limit is (\d+) with")
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong. param: the field that it is about. code: a word for programs."""
+    """Description of an error. param: the field that it is about. code: a word for programs."""
 
     message: str
     type: str

@@ -82,7 +82,7 @@ class ResponseFormat(ApiModel):
 
 
 class SamplingFields(ApiModel):
-    """How tokens are chosen and where an answer ends: the fields of chat and text completions.
+    """Sampling parameters and ends of an answer: the fields that chat and text completions share.
 
     Unknown fields are accepted.
     """

@@ -1,4 +1,4 @@
-"""What happens to every request: its id and its line in the log, the API key, the limit of its body."""
+"""Steps of every request: its id and its line in the log, the API key, the limit of its body."""
 
 from __future__ import annotations
 

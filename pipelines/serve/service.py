@@ -65,7 +65,7 @@ class Service:
 
     @property
     def state(self) -> State:
-        """What the server is doing, as /ready tells it."""
+        """State of the server, as /ready tells it."""
         if self._state == "ready" and not (self._thread is not None and self._thread.is_alive):
             return "failed"
         return self._state
@@ -89,7 +89,7 @@ class Service:
 
     @property
     def answer_format(self) -> AnswerFormat:
-        """How the model writes its reasoning and its tool calls.
+        """Format in which the model writes its reasoning and its tool calls.
 
         Raises:
             ApiError: It is still being loaded.

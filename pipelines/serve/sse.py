@@ -24,7 +24,7 @@ STREAM_RESPONSE: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
-"""What /openapi.json says of routes that can stream."""
+"""Entry of /openapi.json for routes that can stream."""
 
 _log = logging.getLogger("pipelines.serve.error")
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -16,7 +16,7 @@ AUTO, NONE = "auto", "none"
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How a family writes tool calls.
+    """Format in which a family writes tool calls.
 
     signs: texts of which its chat templates have one. not_signs: texts that they don't have.
     """
@@ -42,7 +42,7 @@ class ToolFormat:
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """How a family writes its thinking. signs: texts of which its chat templates have one."""
+    """Format in which a family writes its thinking. signs: texts of which its chat templates have one."""
 
     name: str
     syntax: ThinkingSyntax
@@ -105,7 +105,7 @@ class AnswerParser:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """How a model writes its answers. reasoning, tools: None where it has no format, or it is not to be parsed."""
+    """Format of a model's answers. reasoning, tools: None where it has no format, or it is not to be parsed."""
 
     reasoning: ReasoningFormat | None = None
     tools: ToolFormat | None = None

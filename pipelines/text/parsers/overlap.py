@@ -1,4 +1,4 @@
-"""What a piece of text may be the beginning of."""
+"""Beginnings of markers at the end of a piece of text."""
 
 from __future__ import annotations
 
