@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fake_model import VOCAB_SIZE, FakeImage, FakeImageProcessor, FakeModel, FakeTokenizer, new_pipeline, text_of
@@ -21,6 +22,16 @@ from pipelines.text.prompts import PromptEncoder
 from pipelines.text_generation import TextGenerationPipeline
 
 MODEL, ALIAS = "fake/model", "alias"
+_Found = TypeVar("_Found")
+
+
+def eventually(find: Callable[[], _Found], timeout_s: float = 30.0) -> _Found:
+    """What `find` gives once it is true, which another thread brings about."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := find()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+    return found
 
 
 class ChatTokenizer(FakeTokenizer):
@@ -127,8 +138,7 @@ def serving(pipe: TextGenerationPipeline | None = None, **settings: Any) -> Iter
     server.may_load.set()
     try:
         with server.client() as client:
-            while client.get("/ready").status_code != 200:
-                pass
+            eventually(lambda: client.get("/ready").status_code == 200)
         yield server
     finally:
         server.begin_shutdown()

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import ALIAS, MODEL, LiveServer, chat_pipeline, serving
+from serving import ALIAS, MODEL, LiveServer, chat_pipeline, eventually, serving
 
 from pipelines import InputError
 from pipelines.serve.json_route import MAX_VALUES
@@ -166,8 +166,7 @@ def test_while_it_loads_it_says_so() -> None:
             assert error_of(response, 503)["type"] == "service_unavailable_error" and response.headers["retry-after"]
         assert client.get("/v1/models").json()["data"][0]["id"] == MODEL
         server.may_load.set()
-        while client.get("/ready").status_code != 200:
-            pass
+        eventually(lambda: client.get("/ready").status_code == 200)
         assert client.post("/v1/completions", json={"prompt": "A"}).status_code == 200
     server.begin_shutdown()
     server.wait()
@@ -196,7 +195,7 @@ def test_requests_have_a_line_in_the_log_without_their_text(
 ) -> None:
     with caplog.at_level("INFO", "pipelines"):
         client.post("/v1/completions", json={"prompt": "SECRET"}, headers={"X-Request-Id": "logged"})
-    (record,) = [record for record in caplog.records if record.name == "pipelines.serve.access"]
+        (record,) = eventually(lambda: [each for each in caplog.records if each.name == "pipelines.serve.access"])
     assert record.getMessage().startswith("POST '/v1/completions' 200 ") and record.getMessage().endswith(" logged")
     assert record.__dict__["status"] == 200 and "SECRET" not in caplog.text
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 from fake_model import assert_idle, greedy_text, prompts_of, random_prompt, text_of
-from serving import Held, LiveServer, chat_pipeline, events_of, model_of, post_in_background, serving
+from serving import Held, LiveServer, chat_pipeline, events_of, eventually, model_of, post_in_background, serving
 
 from pipelines import SamplingParams
 from pipelines.context import TextContext
@@ -36,10 +35,7 @@ async def streamed_text(client: httpx.AsyncClient, **body: Any) -> str:
 
 
 def wait_until_idle(server: LiveServer) -> None:
-    deadline = time.monotonic() + 30
-    while server.service.num_admitted or server.pipe.engine.has_work:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: not server.service.num_admitted and not server.pipe.engine.has_work)
     server.pipe.cache.check()
     assert server.pipe.cache.usage == 0 and server.pipe.cache.num_requests == 0
     assert not server.service._running

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_model import assert_idle
-from serving import Held, LiveServer, chat_pipeline, events_of, post_in_background, serving
+from serving import Held, LiveServer, chat_pipeline, events_of, eventually, post_in_background, serving
 
 PATH = "/v1/completions"
 LONG: dict[str, Any] = {"prompt": "AB", "max_tokens": 50, "ignore_eos": True}
@@ -46,8 +46,7 @@ def test_requests_that_are_out_of_time_are_cut_and_told_so() -> None:
         held = Held(server)
         whole, stream = post_in_background(server, PATH, **LONG), post_in_background(server, PATH, **LONG, stream=True)
         assert held.is_held.wait(30)
-        while server.service.num_admitted < 2:
-            time.sleep(0.01)
+        eventually(lambda: server.service.num_admitted == 2)
         server.begin_shutdown()
         time.sleep(0.4)  # the time is over while the step still runs
         held.may_go_on.set()
@@ -96,8 +95,7 @@ def test_signals(is_loaded_with_work: bool, timeout_s: float, num_signals: int, 
         assert process.stdout is not None
         port = int(process.stdout.readline())
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            while client.get("/ready").status_code != 200:
-                pass
+            eventually(lambda: client.get("/ready").status_code == 200)
             body = {**LONG, "max_tokens": 10_000, "stream": True}
             if is_loaded_with_work:
                 with client.stream("POST", PATH, json=body) as response:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fake_model import assert_idle
 from pydantic import BaseModel
-from serving import LiveServer, chat_pipeline, serving
+from serving import LiveServer, chat_pipeline, eventually, serving
 
 from pipelines.serve.wire import to_json
 
@@ -63,10 +63,7 @@ def test_no_character_of_a_text_ends_a_line() -> None:
 
 
 def wait_for(server: LiveServer, num_admitted: int) -> None:
-    deadline = time.monotonic() + 30
-    while server.service.num_admitted != num_admitted:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: server.service.num_admitted == num_admitted)
 
 
 def test_a_client_that_leaves_while_its_request_waits_frees_its_place() -> None:
@@ -89,8 +86,7 @@ def test_a_client_that_reads_nothing_keeps_no_page_and_is_cut() -> None:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(server.address)
         slow.sendall(request("/v1/completions", **body, logprobs=20))
-        while not server.service.num_admitted:
-            time.sleep(0.01)
+        eventually(lambda: server.service.num_admitted > 0)
         assert client.post("/v1/completions", json={"prompt": "A"}).status_code == 200
         wait_for(server, 0)
         server.begin_shutdown()  # does not wait for it
