@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from pipelines.serve.chat import chat_router
-from pipelines.serve.completions import completions_router
+from pipelines.serve.chat.route import chat_router
+from pipelines.serve.completions.route import completions_router
 from pipelines.serve.errors import ErrorResponse, install_error_handlers
 from pipelines.serve.health import health_router
 from pipelines.serve.middleware import ApiKey, BodyLimit, RequestIds

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.context import TextContext
 from pipelines.sampling.params import SamplingParams
-from pipelines.serve.chat_fields import ChatRequest
+from pipelines.serve.chat.fields import ChatRequest
 from pipelines.serve.errors import bad_request
 from pipelines.serve.fields import SamplingFields
 from pipelines.serve.service import Service

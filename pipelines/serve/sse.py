@@ -29,6 +29,8 @@ STREAM_RESPONSE: dict[int | str, dict[str, Any]] = {
 _log = logging.getLogger("pipelines.serve.error")
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _Result = TypeVar("_Result")
+EventSource = AsyncGenerator[str, None]
+"""Texts of the events of a stream."""
 
 
 def event(model: BaseModel, name: str | None = None) -> str:
@@ -37,18 +39,19 @@ def event(model: BaseModel, name: str | None = None) -> str:
     return f"{head}data: {to_json(model)}\n\n"
 
 
-async def with_error_event(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """The events of a stream, and [DONE]; an error becomes an event before it."""
+async def with_error_event(events: EventSource, error_event: Callable[[ApiError], str], end: str) -> EventSource:
+    """The events of a stream and its end; an error becomes an event before it."""
     async with aclosing(events):
         try:
             async for each in events:
                 yield each
         except ApiError as error:
-            yield event(error.body)
+            yield error_event(error)
         except Exception:
             _log.exception("a stream failed")
-            yield event(ApiError(500, "The server failed; its log has the reason.", code="internal_error").body)
-        yield DONE
+            yield error_event(ApiError(500, "The server failed; its log has the reason.", code="internal_error"))
+        if end:
+            yield end
 
 
 class EventStream(Response):
@@ -59,7 +62,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None], close: Callable[[], None], send_timeout_s: float) -> None:
+    def __init__(self, events: EventSource, close: Callable[[], None], send_timeout_s: float) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._events, self._close, self._send_timeout_s = events, close, send_timeout_s

@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from pipelines.serve.chat import chat_encoder
-from pipelines.serve.chat_fields import MAX_MESSAGES, ChatRequest, Message
+from pipelines.serve.chat.fields import MAX_MESSAGES, ChatRequest, Message
+from pipelines.serve.chat.turn import chat_encoder
 from pipelines.serve.decoding import decoding_of
 from pipelines.serve.errors import bad_request, naming_fields
 from pipelines.serve.fields import ApiModel, Count, Flag

@@ -149,7 +149,7 @@ def test_log_probabilities(client: httpx.Client) -> None:
 
 
 def test_null_is_as_good_as_absent(client: httpx.Client) -> None:
-    from pipelines.serve.chat_fields import ChatRequest
+    from pipelines.serve.chat.fields import ChatRequest
 
     nulls = {name: None for name in ChatRequest.model_fields if name not in BODY} | {"unknown": None}
     assert text(ask(client, **nulls)) == text(ask(client))

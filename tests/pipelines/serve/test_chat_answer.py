@@ -11,8 +11,9 @@ from serving import ChatTokenizer
 
 from pipelines.context import TextChunk, TextContext
 from pipelines.sampling.params import SamplingParams
-from pipelines.serve.chat_answer import ChatAnswer
-from pipelines.serve.chat_fields import ChatRequest
+from pipelines.serve.chat.answer import ChatAnswer
+from pipelines.serve.chat.fields import ChatRequest
+from pipelines.serve.chat.turn import ChatTurn
 from pipelines.serve.decoding import Decoding
 from pipelines.serve.generation import Generation
 from pipelines.serve.token_texts import TokenTexts
@@ -31,7 +32,8 @@ def answer_of(pieces: Sequence[str], **body: Any) -> ChatAnswer:
     context.finish("stop")
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "A"}], **body})
     decoding = Decoding(new_parser=lambda context: answer_format(TEMPLATE).parser(["f"]))
-    return ChatAnswer(request, "model", decoding, generation, TokenTexts(ChatTokenizer()))  # type: ignore[arg-type]
+    turn = ChatTurn(request, decoding, generation)
+    return ChatAnswer(turn, "model", TokenTexts(ChatTokenizer()))  # type: ignore[arg-type]
 
 
 def test_a_whole_answer_has_its_parts() -> None:

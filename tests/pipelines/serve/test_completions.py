@@ -154,7 +154,7 @@ def test_what_cant_be_served_is_a_400(client: httpx.Client, body: dict[str, Any]
 
 
 def test_null_is_as_good_as_absent(client: httpx.Client) -> None:
-    from pipelines.serve.completion_fields import CompletionRequest
+    from pipelines.serve.completions.fields import CompletionRequest
 
     nulls = {name: None for name in CompletionRequest.model_fields if name not in BODY}
     assert ask(client, **nulls)["choices"] == ask(client)["choices"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.serve.chat_fields import ContentPart, Message
+from pipelines.serve.chat.fields import ContentPart, Message
 from pipelines.serve.errors import bad_request
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "refusal"})

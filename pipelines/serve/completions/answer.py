@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.context import TextChunk
 from pipelines.engine.consumers import NextToken
 from pipelines.sampling.log_probabilities import TokenLogProbs
-from pipelines.serve.completion_fields import Completion, CompletionChoice, CompletionRequest
+from pipelines.serve.completions.fields import Completion, CompletionChoice, CompletionRequest
 from pipelines.serve.fields import Usage
 from pipelines.serve.generation import Generation, stop_reason
 from pipelines.serve.log_probs import TextLogProbs, TextLogProbsBuilder
@@ -27,7 +27,7 @@ class CompletionAnswer:
     def __init__(
         self, body: CompletionRequest, model: str, generation: Generation, echoes: Sequence[str], texts: TokenTexts
     ) -> None:
-        self.generation = generation
+        self.generation, self.close = generation, generation.close
         self._body, self._echoes = body, echoes
         skip = body.skip_special_tokens is not False
         self._builders = [TextLogProbsBuilder(texts, skip) for _ in generation.contexts]

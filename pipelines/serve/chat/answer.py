@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.context import TextChunk
 from pipelines.sampling.log_probabilities import TokenLogProbs
-from pipelines.serve.chat_fields import (
+from pipelines.serve.chat.fields import (
     AnswerMessage,
     AnswerToolCall,
     ChatChoice,
@@ -18,53 +17,32 @@ from pipelines.serve.chat_fields import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
-    ChatRequest,
     ToolCallDelta,
     ToolCallFunction,
     ToolCallFunctionDelta,
 )
-from pipelines.serve.decoding import Decoding
-from pipelines.serve.fields import Usage
-from pipelines.serve.generation import Generation, stop_reason
+from pipelines.serve.chat.turn import ChatTurn, TurnStep
 from pipelines.serve.log_probs import ChatLogProbs, chat_log_probs
-from pipelines.serve.sse import event
+from pipelines.serve.sse import EventSource, event
 from pipelines.serve.token_texts import TokenTexts
-from pipelines.text.parsers import Content, Delta, OutputParser, ParsedAnswer, Reasoning, ToolCall
+from pipelines.text.parsers import Content, Delta, ParsedAnswer, Reasoning, ToolCall
 
 
 @dataclass
 class _Choice:
-    """State of one choice so far."""
+    """One choice so far."""
 
-    parser: OutputParser
     answer: ParsedAnswer = field(default_factory=ParsedAnswer)
     logprobs: list[TokenLogProbs] = field(default_factory=list)
     finish_reason: str | None = None
-    has_begun: bool = False
-    has_tool_calls: bool = False
-
-    def take(self, chunk: TextChunk) -> list[Delta]:
-        """Takes the chunk's text apart."""
-        deltas = self.parser.push(chunk.text)
-        if chunk.finish_reason is not None:
-            deltas += self.parser.finish()
-        self.has_begun = True
-        self.has_tool_calls |= any(isinstance(delta, ToolCall) for delta in deltas)
-        is_call = chunk.finish_reason == "stop" and self.has_tool_calls
-        self.finish_reason = "tool_calls" if is_call else chunk.finish_reason
-        return deltas
 
 
 class ChatAnswer:
     """The answer to one request; either `complete` or `events` is called, once."""
 
-    def __init__(
-        self, body: ChatRequest, model: str, decoding: Decoding, generation: Generation, texts: TokenTexts
-    ) -> None:
-        self.generation = generation
-        self._body, self._texts = body, texts
-        self._choices = [_Choice(decoding.new_parser(context)) for context in generation.contexts]
-        self._num_output_tokens = 0
+    def __init__(self, turn: ChatTurn, model: str, texts: TokenTexts) -> None:
+        self.close = turn.generation.close
+        self._turn, self._body, self._texts = turn, turn.body, texts
         self._head: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -77,62 +55,52 @@ class ChatAnswer:
         Raises:
             ApiError: A choice failed.
         """
-        async for index, chunk in self.generation:
-            choice = self._choices[index]
-            self._num_output_tokens += len(chunk.tokens)
-            choice.answer.add(choice.take(chunk))
-            choice.logprobs += chunk.logprobs
-        choices = [self._whole(index) for index in range(len(self._choices))]
-        return ChatCompletion(object="chat.completion", **self._head, choices=choices, usage=self._usage)
+        choices = [_Choice() for _ in range(self._body.num_choices)]
+        async for step in self._turn:
+            choice = choices[step.index]
+            choice.answer.add(step.deltas)
+            choice.logprobs += step.chunk.logprobs
+            choice.finish_reason = step.finish_reason
+        whole = [self._whole(index, choice) for index, choice in enumerate(choices)]
+        return ChatCompletion(object="chat.completion", **self._head, choices=whole, usage=self._turn.usage)
 
-    def _whole(self, index: int) -> ChatChoice:
-        choice = self._choices[index]
+    def _whole(self, index: int, choice: _Choice) -> ChatChoice:
         assert choice.finish_reason is not None
         return ChatChoice(
             index=index,
             message=_message(choice.answer),
             logprobs=self._log_probs(choice.logprobs),
             finish_reason=choice.finish_reason,
-            stop_reason=stop_reason(self.generation.contexts[index]),
+            stop_reason=self._turn.stop_reason(index),
         )
 
-    async def events(self) -> AsyncGenerator[str, None]:
+    async def events(self) -> EventSource:
         """Yields the events of a stream, up to the one with the usage.
 
         Raises:
             ApiError: A choice failed.
         """
-        async for index, chunk in self.generation:
-            choice = self._choices[index]
-            self._num_output_tokens += len(chunk.tokens)
-            if not choice.has_begun:
-                yield self._event(index, ChatDelta(role="assistant", content=""))
-            deltas = choice.take(chunk)
-            if deltas or chunk.logprobs or choice.finish_reason or self._body.repeats_usage:
-                yield self._event(index, _delta(deltas), chunk, choice.finish_reason)
+        async for step in self._turn:
+            if step.is_first:
+                yield self._event(step.index, ChatDelta(role="assistant", content=""))
+            if step.deltas or step.chunk.logprobs or step.finish_reason or self._body.repeats_usage:
+                yield self._event(step.index, _delta(step.deltas), step)
         if self._body.includes_usage:
-            usage_chunk = ChatChunk(object="chat.completion.chunk", **self._head, choices=[], usage=self._usage)
-            yield event(usage_chunk)
+            yield event(ChatChunk(object="chat.completion.chunk", **self._head, choices=[], usage=self._turn.usage))
 
-    def _event(
-        self, index: int, delta: ChatDelta, chunk: TextChunk | None = None, finish_reason: str | None = None
-    ) -> str:
-        logprobs = self._log_probs(chunk.logprobs if chunk is not None else ())
+    def _event(self, index: int, delta: ChatDelta, step: TurnStep | None = None) -> str:
+        finish_reason = None if step is None else step.finish_reason
+        logprobs = self._log_probs(() if step is None else step.chunk.logprobs)
         choice = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
         if finish_reason is not None:
-            choice.stop_reason = stop_reason(self.generation.contexts[index])
+            choice.stop_reason = self._turn.stop_reason(index)
         answer = ChatChunk(object="chat.completion.chunk", **self._head, choices=[choice])
         if self._body.includes_usage or self._body.repeats_usage:
-            answer.usage = self._usage if self._body.repeats_usage else None
+            answer.usage = self._turn.usage if self._body.repeats_usage else None
         return event(answer)
 
-    def _log_probs(self, entries: tuple[TokenLogProbs, ...] | list[TokenLogProbs]) -> ChatLogProbs | None:
+    def _log_probs(self, entries: Sequence[TokenLogProbs]) -> ChatLogProbs | None:
         return chat_log_probs(entries, self._texts) if self._body.logprobs else None
-
-    @property
-    def _usage(self) -> Usage:
-        contexts = self.generation.contexts
-        return Usage.of(contexts, self._body.num_choices, self._num_output_tokens)
 
 
 def _delta(deltas: Sequence[Delta]) -> ChatDelta:

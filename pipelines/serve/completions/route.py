@@ -9,16 +9,16 @@ from fastapi import APIRouter, Request, Response
 from pipelines.context import TextContext
 from pipelines.errors import naming_prompt
 from pipelines.sampling.params import SamplingParams
-from pipelines.serve.completion_answer import CompletionAnswer
-from pipelines.serve.completion_fields import Completion, CompletionRequest
+from pipelines.serve.answers import OPENAI, respond
+from pipelines.serve.completions.answer import CompletionAnswer
+from pipelines.serve.completions.fields import Completion, CompletionRequest
 from pipelines.serve.decoding import Decoding, decoding_of
-from pipelines.serve.errors import bad_request, naming_fields
+from pipelines.serve.errors import bad_request
 from pipelines.serve.fields import check_num_sequences
 from pipelines.serve.json_route import JsonRoute
 from pipelines.serve.models import answered_model
 from pipelines.serve.service import Service
-from pipelines.serve.sse import STREAM_RESPONSE, EventStream, unless_client_leaves, with_error_event
-from pipelines.serve.wire import JsonResponse
+from pipelines.serve.sse import STREAM_RESPONSE
 from pipelines.text_generation import TextGenerationPipeline
 
 
@@ -29,12 +29,7 @@ def completions_router(service: Service) -> APIRouter:
     @router.post("/v1/completions", response_model=Completion, responses=STREAM_RESPONSE)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continues texts; with `stream`, as server-sent events of chunks."""
-        with naming_fields(CompletionRequest.model_fields):
-            answer = await unless_client_leaves(request.receive, start_completion(service, body))
-        if body.stream:
-            events = with_error_event(answer.events())
-            return EventStream(events, answer.generation.close, service.settings.send_timeout_s)
-        return JsonResponse(await unless_client_leaves(request.receive, answer.complete()))
+        return await respond(service, request, body, start_completion(service, body), OPENAI)
 
     return router
 

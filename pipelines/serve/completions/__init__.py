@@ -1,0 +1,1 @@
+"""/v1/completions: fields, the route, and its answer."""
