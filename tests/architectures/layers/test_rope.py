@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from marks import slow
 from published import FOLDERS
 from transformers import Qwen3Config
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
@@ -93,7 +94,7 @@ def test_frequencies_are_equal_wherever_torchs_power_is_rounded_correctly(
 
 
 @every_scaling
-@every_head_dim
+@pytest.mark.parametrize("head_dim", [HEAD_DIMS[0], *slow(*HEAD_DIMS[1:])])
 def test_cosines_and_sines_are_transformers_up_to_the_longest_published_context(
     scaling: dict[str, Any], head_dim: int
 ) -> None:

@@ -26,6 +26,7 @@ from fake_model import (
     text_of,
 )
 from kv_caches import PAGE
+from marks import slow
 
 import pipelines.requests
 import pipelines.text_generation
@@ -112,7 +113,7 @@ def test_each_token_is_computed_once_in_its_place() -> None:
 @pytest.mark.parametrize(
     "caching", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "prefix-caching"]
 )
-@pytest.mark.parametrize(("rows", "budget"), [(3, 5), (3, 256), (8, 20), (8, 100), (8, 512)])
+@pytest.mark.parametrize(("rows", "budget"), [(3, 5), *slow((3, 256), (8, 20), (8, 100), (8, 512))])
 def test_random_work_gives_the_same_in_any_crowd(rows: int, budget: int, caching: bool) -> None:
     """Requests sampled, penalized, stopped; preempted in a cache of six pages, with shared prefixes or without."""
     prompts, params = random_work(seed=rows + budget)

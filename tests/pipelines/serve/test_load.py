@@ -14,6 +14,7 @@ from serving import Held, LiveServer, chat_pipeline, events_of, eventually, mode
 
 from pipelines import SamplingParams
 from pipelines.context import TextContext
+from pipelines.serve.generation import Generation
 
 PATH = "/v1/completions"
 
@@ -41,7 +42,7 @@ def wait_until_idle(server: LiveServer) -> None:
     assert not server.service._running
 
 
-@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("caching", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_64_streams_at_once_give_what_each_gives_alone(caching: bool) -> None:
     rng = random.Random(0)
     prompts = [random_prompt(rng, rng.randrange(1, 150)) for _ in range(64)]
@@ -62,6 +63,7 @@ def test_64_streams_at_once_give_what_each_gives_alone(caching: bool) -> None:
         assert text == alone.generate([prompt], params)[0].text
 
 
+@pytest.mark.slow
 def test_clients_that_leave_at_any_point_leave_nothing_behind() -> None:
     async def cut(client: httpx.AsyncClient, seed: int) -> None:
         rng = random.Random(seed)
@@ -166,8 +168,9 @@ def test_observers_see_every_chunk() -> None:
     class Observer:
         num_submitted = num_tokens = num_refused = 0
 
-        def on_submit(self, context: TextContext) -> None:
-            self.num_submitted += 1
+        def on_submit(self, generation: Generation) -> None:
+            assert generation.num_choices == 2
+            self.num_submitted += len(generation.contexts)
 
         def on_chunk(self, context: TextContext, chunk: Any) -> None:
             self.num_tokens += len(chunk.tokens)

@@ -82,6 +82,7 @@ print("ended", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("is_loaded_with_work", "timeout_s", "num_signals", "code"),
     [(False, 30, 1, 0), (True, 0.1, 1, 0), (True, 30, 2, 143)],

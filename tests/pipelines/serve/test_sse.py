@@ -7,6 +7,7 @@ import socket
 import time
 from typing import Any
 
+import pytest
 from fake_model import assert_idle
 from pydantic import BaseModel
 from serving import LiveServer, chat_pipeline, eventually, serving
@@ -80,6 +81,7 @@ def test_a_client_that_leaves_while_its_request_waits_frees_its_place() -> None:
     assert_idle(server.pipe)
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_keeps_no_page_and_is_cut() -> None:
     body = {"prompt": [1], "max_tokens": 900, "ignore_eos": True, "n": 32, "stream": True}
     with serving(send_timeout_s=0.5) as server, socket.socket() as slow, server.client() as client:
