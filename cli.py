@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -88,6 +89,7 @@ def _model_options(command: Any) -> Any:
     return command
 
 
+_CHAT_TEMPLATE = click.option("--chat-template", metavar="FILE", help="A Jinja template in place of the model's.")
 _MODEL_OPTIONS = (
     click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint.  [default: the bundled demo]"),
     click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub."),
@@ -125,6 +127,7 @@ _MODEL_OPTIONS = (
     default=None,
     help="Use the model's chat template, or the prompt as it is.  [default: chat for instruction models]",
 )
+@_CHAT_TEMPLATE
 @click.option(
     "--chat-template-kwargs",
     metavar="JSON",
@@ -155,7 +158,7 @@ def generate(**options: Any) -> None:
 
     sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
     output = _take(options, "images", "chat", "as_json", "stats")
-    output["chat_template_kwargs"] = _json_object(options.pop("chat_template_kwargs"))
+    output["chat_template_kwargs"] = _json_object("--chat-template-kwargs", options.pop("chat_template_kwargs"))
     prompts = options.pop("prompts")
     config = _config(options)
     if not generate_to_console(config, read_prompts(prompts, sys.stdin), sampling, **output):
@@ -206,6 +209,7 @@ def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float 
     metavar="HOST",
     help="Hosts of image addresses; may be repeated.  [default: none, data: URIs only]",
 )
+@_CHAT_TEMPLATE
 @click.option("--reasoning-parser", default="auto", show_default=True, help="none leaves thinking in the text.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -217,6 +221,58 @@ def serve(**options: Any) -> None:
 
     serving = _take(options, *_SERVE_OPTIONS)
     serve_from_console(_config(options), **serving)
+
+
+@commands.command()
+@click.option("--url", required=True, help="The server's address, with or without /v1.")
+@click.option("--model", metavar="NAME", help="[default: the first of GET /v1/models]")
+@click.option("--api-key", envvar="PIPELINES_API_KEY", help="The key that the server asks for.")
+@click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", show_default=True)
+@click.option("--num-requests", type=int, help="[default: 100, or those of --prompts]")
+@click.option(
+    "--request-rate",
+    type=float,
+    default=float("inf"),
+    show_default=True,
+    metavar="PER_SECOND",
+    help="Mean of Poisson arrivals; latencies count from when a request was due.",
+)
+@click.option("--concurrency", type=int, help="Requests in flight, at most.  [default: no limit]")
+@click.option("--prompt-tokens", default="256", show_default=True, metavar="N|LOW:HIGH", help="Of random prompts.")
+@click.option("--output-tokens", default="128", show_default=True, metavar="N|LOW:HIGH")
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A text a line, or JSONL: a string, or an object with prompt and output_tokens.",
+)
+@click.option(
+    "--shared-prefix-tokens",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Tokens that all random prompts begin with, in addition to --prompt-tokens.",
+)
+@click.option("--seed", type=int, help="Of prompts, lengths and arrivals.  [default: another each time]")
+@click.option("--warmup", "num_warmup", type=int, default=1, show_default=True, help="Requests before the load.")
+@click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Answers of full length.")
+@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, metavar="SECONDS")
+@click.option("--extra-body", metavar="JSON", help="Fields to add to each request; null removes one.")
+@click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw into a .png or .svg file."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
+def benchmark(**options: Any) -> None:
+    """Measure latency and throughput of an OpenAI-compatible server.
+
+    Exits with 1 if a request has failed.
+    """
+    from pipelines.commands.benchmark import benchmark_to_console
+
+    options["extra_body"] = _json_object("--extra-body", options["extra_body"])
+    if code := benchmark_to_console(**options):
+        raise click.exceptions.Exit(code)
 
 
 @commands.command(name="list")
@@ -259,19 +315,23 @@ _SERVE_OPTIONS = (
 )
 
 
-def _json_object(text: str | None) -> dict[str, Any]:
+def _json_object(option: str, text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise InputError(f"--chat-template-kwargs is '{text}': write a JSON object, {{\"name\": value}}")
+        raise InputError(f"{option} is '{text}': write a JSON object, {{\"name\": value}}")
     return value
 
 
 def _config(options: dict[str, Any]) -> PipelineConfig:
-    """Creates the configuration from the options of `_model_options`."""
-    memory = options["kv_cache_memory"]
+    """Creates the configuration from the options of `_model_options`, and --chat-template where there is one."""
+    memory, template = options["kv_cache_memory"], options.get("chat_template")
+    if template is not None:
+        from pipelines.text.chat_template import read_chat_template
+
+        options["chat_template"] = read_chat_template(template)
     return PipelineConfig(**options | {"kv_cache_memory": None if memory is None else parse_memory(memory)})
 
 

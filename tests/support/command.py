@@ -20,7 +20,10 @@ import pytest
 import cli
 
 COMMAND = Path(sys.executable).with_name("pipelines")
-STAGE = re.compile(r"(config|checkpoint|graph|weights|compile|cache)( \(.*\))? \.\.\.( \d+\.\d s)?|KV cache: .*")
+STAGE = re.compile(
+    r"(config|checkpoint|graph|weights|compile|cache|prompts|warm-up|\d+ requests)( \(.*\))? \.\.\.( \d+\.\d s)?"
+    r"|KV cache: .*"
+)
 TIMEOUT_S = 120
 
 

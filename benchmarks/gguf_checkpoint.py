@@ -1,0 +1,125 @@
+"""Gemma 3 checkpoints as GGUF files, as llama.cpp's own converter writes them (its convert_hf_to_gguf.py).
+
+Norms are stored plus one and in float32, matrices in float32 or bfloat16. The tokenizer must be a byte-level BPE, as
+that of the demo model is; `pad_tokenizer` gives it as many entries as a checkpoint in another shape needs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from gguf.tensor_mapping import get_tensor_name_map
+
+from pipelines.loading.safetensors_file import StoredTensor, read_tensors
+
+FILE_TYPES = {"float32": LlamaFileType.ALL_F32, "bfloat16": LlamaFileType.MOSTLY_BF16}
+
+
+def write_gguf(folder: Path, path: Path, encoding: str) -> Path:
+    """Writes the checkpoint of a folder as a GGUF file.
+
+    Args:
+        folder: A checkpoint of Gemma3ForCausalLM, with tensors in bfloat16.
+        path: The file to write.
+        encoding: One of FILE_TYPES.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    writer = GGUFWriter(path, MODEL_ARCH_NAMES[MODEL_ARCH.GEMMA3])
+    add_config(writer, config)
+    writer.add_file_type(FILE_TYPES[encoding])
+    add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), config)
+    names = get_tensor_name_map(MODEL_ARCH.GEMMA3, config["num_hidden_layers"])
+    tensors = [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in read_tensors(file)]
+    for tensor in tensors:
+        stored_as = type_of(tensor, encoding)
+        num_bytes = int(np.prod(tensor.shape)) * (2 if stored_as == GGMLQuantizationType.BF16 else 4)
+        name = names.get_name(tensor.name, try_suffixes=(".weight",))
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), num_bytes, raw_dtype=stored_as)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(values_of(tensor, type_of(tensor, encoding)))
+    writer.close()
+    return path
+
+
+def type_of(tensor: StoredTensor, encoding: str) -> GGMLQuantizationType:
+    """The type in which a tensor is stored."""
+    is_matrix = len(tensor.shape) > 1
+    return GGMLQuantizationType.BF16 if is_matrix and encoding == "bfloat16" else GGMLQuantizationType.F32
+
+
+def values_of(tensor: StoredTensor, stored_as: GGMLQuantizationType) -> npt.NDArray[Any]:
+    """The values as the file has them."""
+    assert tensor.dtype_name == "BF16", tensor.name
+    bits = tensor.data.view(np.uint16).reshape(tensor.shape)
+    if stored_as == GGMLQuantizationType.BF16:
+        return bits
+    values = (bits.astype(np.uint32) << 16).view(np.float32)
+    return values + 1 if tensor.name.endswith("norm.weight") else values
+
+
+def add_config(writer: GGUFWriter, config: dict[str, Any]) -> None:
+    """Writes the keys of the model's shape."""
+    if config["query_pre_attn_scalar"] != config["head_dim"] or config.get("rope_scaling"):
+        raise ValueError("llama.cpp takes these values from the size of the published models")
+    rope = config.get("rope_parameters", {})
+    local, full = rope.get("sliding_attention", {}), rope.get("full_attention", {})
+    writer.add_name("benchmark")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(full.get("rope_theta") or config["rope_theta"])
+    writer.add_rope_freq_base_swa(local.get("rope_theta") or config["rope_local_base_freq"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(sliding_window_pattern(config))
+
+
+def sliding_window_pattern(config: dict[str, Any]) -> int:
+    """The number of layers of which the last one is full."""
+    types = config.get("layer_types")
+    return types.index("full_attention") + 1 if types else config["sliding_window_pattern"]
+
+
+def add_tokenizer(writer: GGUFWriter, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
+    """Writes a byte-level BPE."""
+    model = tokenizer["model"]
+    assert model["type"] == "BPE" and tokenizer["pre_tokenizer"]["type"] == "ByteLevel"
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    texts = {number: text for text, number in model["vocab"].items()}
+    texts |= {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([texts[number] for number in range(config["vocab_size"])])
+    types = [TokenType.CONTROL if number in special else TokenType.NORMAL for number in range(config["vocab_size"])]
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    end = config["eos_token_id"]
+    ends = end if isinstance(end, list) else [end]
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(ends[0])
+    writer.add_eot_token_id(ends[-1])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_add_bos_token(True)
+
+
+def pad_tokenizer(folder: Path) -> None:
+    """Gives the tokenizer of a folder an entry for each row of the embedding, so that every token has a text."""
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab |= {f"<unused{number}>": number for number in range(len(vocab), size)}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False))
