@@ -72,6 +72,10 @@ class KVCacheManager:
         """Bytes of all pages on all devices."""
         return sum(self._pools[group.name].num_pages * group.page_bytes for group in self.params.groups)
 
+    def num_pages(self, group: str) -> int:
+        """Number of all pages of the group."""
+        return self._pools[group].num_pages
+
     def num_free(self, group: str) -> int:
         """Number of pages of the group that can be taken, those kept for their content included."""
         return self._pools[group].num_free

@@ -16,6 +16,7 @@ def in_background(call: Callable[[], _Result]) -> Future[_Result]:
     The thread is a daemon: unlike an executor's, it does not keep an interrupted program from ending.
     """
     future: Future[_Result] = Future()
+    future.set_running_or_notify_cancel()  # so that whoever waits may be cancelled, and not the call
 
     def run() -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -55,6 +56,50 @@ class TextChunk:
     error: Exception | None = None
 
 
+@dataclass
+class RequestTimes:
+    """When a request reached its stages, by `time.monotonic`, in seconds; None: it has not.
+
+    submitted: the engine has it. scheduled: it was first admitted to the steps. first_token, last_token: of its output
+    so far, once they are chosen.
+    """
+
+    submitted: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def note_token(self) -> None:
+        """Notes that there is a new token, or several at once."""
+        self.last_token = time.monotonic()
+        if self.first_token is None:
+            self.first_token = self.last_token
+
+    @property
+    def queue_s(self) -> float | None:
+        """Seconds from submission until it was scheduled."""
+        return _seconds(self.submitted, self.scheduled)
+
+    @property
+    def prefill_s(self) -> float | None:
+        """Seconds from being scheduled to the first token."""
+        return _seconds(self.scheduled, self.first_token)
+
+    @property
+    def decode_s(self) -> float | None:
+        """Seconds from the first token to the last one."""
+        return _seconds(self.first_token, self.last_token)
+
+    @property
+    def inference_s(self) -> float | None:
+        """Seconds from being scheduled to the last token."""
+        return _seconds(self.scheduled, self.last_token)
+
+
+def _seconds(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
+
+
 @dataclass(eq=False)
 class TextContext:
     """The one object of a request, from submission to end. The scheduler holds it, and a step's plan lists it.
@@ -65,7 +110,7 @@ class TextContext:
     of its full pages; None: no prefix is reused. num_scheduled_tokens: tokens of it that the planned step computes.
     num_cached_tokens: tokens of its prompt that the cache had when it first ran; None: it has not run yet.
     chunks: output that has not been read yet. finish_reason: None until the request ends. error: the exception that
-    ended it, if one did. arrival: its place in the order of submission.
+    ended it, if one did. arrival: its place in the order of submission. times: of its stages.
     """
 
     request_id: str
@@ -82,6 +127,7 @@ class TextContext:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     arrival: int = 0
+    times: RequestTimes = field(default_factory=RequestTimes)
     num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kv_cache import KVCacheManager
 from pipelines.context import FinishReason, TextChunk, TextContext
@@ -18,13 +18,21 @@ from pipelines.pipeline_model import PipelineModel
 
 @dataclass
 class EngineStats:
-    """Totals of all steps so far; a step with any prefill in it counts as prefill."""
+    """Totals of all steps so far; a step with any prefill in it counts as prefill.
 
-    num_steps: int = 0
+    steps_by_tokens: number of steps by the tokens that they computed. It may be read in any thread, as one copy.
+    """
+
+    steps_by_tokens: Counter[int] = field(default_factory=Counter)
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return self.steps_by_tokens.total()
 
     @contextmanager
     def measure(self, plan: StepPlan) -> Iterator[None]:
@@ -33,7 +41,7 @@ class EngineStats:
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
-        self.num_steps += 1
+        self.steps_by_tokens[num_tokens] += 1
         if is_prefill:
             self.num_prefill_tokens += num_tokens
             self.prefill_s += seconds
@@ -82,6 +90,7 @@ class Engine:
 
     def submit(self, context: TextContext) -> None:
         """Queues a request that has passed `check`."""
+        context.times.submitted = time.monotonic()
         self._submitted.append(context)
 
     def cancel(self, context: TextContext) -> None:
@@ -154,6 +163,8 @@ class Engine:
             self._end(context, "error", error)
             return
         if chunk is not None:
+            if chunk.tokens:
+                context.times.note_token()
             if chunk.finish_reason is not None:
                 self._end(context, chunk.finish_reason)
             context.chunks.append(chunk)

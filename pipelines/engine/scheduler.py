@@ -16,6 +16,7 @@ advances in every step that is its turn.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ class Scheduler:
     """Running and waiting requests, each in the order of arrival.
 
     max_batch_size: the most rows of a step. max_step_tokens: the most tokens of a step. num_preemptions: count so far.
+    num_prefix_query_tokens, num_prefix_hit_tokens: tokens of prompts, so far, that the cache was asked for when they
+    were first scheduled, and those that it had.
     """
 
     def __init__(self, cache: KVCacheManager, max_batch_size: int, max_step_tokens: int) -> None:
@@ -63,6 +66,7 @@ class Scheduler:
         self.waiting: list[TextContext] = []
         self.running: list[TextContext] = []
         self.num_preemptions = 0
+        self.num_prefix_query_tokens = self.num_prefix_hit_tokens = 0
         self._num_arrivals = 0
         self._is_turn_of_images = False
         self._num_blocked_steps: Counter[TextContext] = Counter()  # of waiting requests that lack pages
@@ -207,8 +211,15 @@ class Scheduler:
             return False
         context.pages = pages
         if context.num_cached_tokens is None:
-            context.num_cached_tokens = pages.num_computed_tokens
+            self._note_first_admission(context, pages.num_computed_tokens, reuses_prefix)
         return True
+
+    def _note_first_admission(self, context: TextContext, num_cached_tokens: int, reuses_prefix: bool) -> None:
+        context.num_cached_tokens = num_cached_tokens
+        context.times.scheduled = time.monotonic()
+        if reuses_prefix:
+            self.num_prefix_query_tokens += context.num_prompt_tokens
+            self.num_prefix_hit_tokens += num_cached_tokens
 
     def _release(self, context: TextContext) -> None:
         assert context.pages is not None

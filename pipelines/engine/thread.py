@@ -57,9 +57,9 @@ class EngineThread:
         while self.engine.has_work and self.is_alive and (left := deadline - time.monotonic()) > 0:
             self._is_idle.wait(min(left, 0.1))
         is_finished = not self.engine.has_work
-        self.engine.end_all("cancelled")
-        self._is_stopping.set()
+        self._is_stopping.set()  # first: the steps leave no pause in which `end_all` would surely get its turn
         self._has_news.set()
+        self.engine.end_all("cancelled")
         if self.is_alive and threading.current_thread() is not self._thread:
             self._thread.join()
         return is_finished
