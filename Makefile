@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test test-fast test-gpu-compile check bench clean
+.PHONY: demo test test-fast test-gpu-compile test-browser check bench clean
 
 demo: $(STAMPS)/run
 	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
@@ -19,6 +19,11 @@ test-fast: $(STAMPS)/test
 # Graphs for GPUs, compiled on a machine that needs none: minutes each.
 test-gpu-compile: $(STAMPS)/test
 	$(BIN)/python -m pytest -m gpu_compile
+
+# The chat page in a headless Chromium, which must be installed.
+test-browser: $(STAMPS)/browser
+	$(BIN)/python tests/support/browser.py
+	$(BIN)/python -m pytest tests/pipelines/serve/test_page_in_browser.py
 
 check: $(STAMPS)/check
 	$(BIN)/ruff format --check .
@@ -40,6 +45,10 @@ $(STAMPS)/run: pyproject.toml
 $(STAMPS)/test: $(STAMPS)/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(STAMPS)/browser: $(STAMPS)/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,browser]'
 	@touch $@
 
 $(STAMPS)/check: $(STAMPS)/test

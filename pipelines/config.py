@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import InputError
@@ -40,6 +40,7 @@ class PipelineConfig:
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
     enable_prefix_caching: bool = False
+    chat_template: str | None = field(default=None, repr=False)  # Jinja text in place of the checkpoint's template
     generation_config: str = AUTO  # the source of sampling defaults: the checkpoint's generation_config.json, or "none"
     custom_architectures: tuple[str, ...] = ()  # "module" or "module:attribute"
     trust_remote_code: bool = False
@@ -54,6 +55,10 @@ class PipelineConfig:
         if self.generation_config not in GENERATION_CONFIGS:
             choices = " or ".join(GENERATION_CONFIGS)
             raise InputError(f"generation_config is '{self.generation_config}': choose {choices}")
+        if self.chat_template is not None:
+            from pipelines.text.chat_template import check_chat_template
+
+            check_chat_template(self.chat_template)
         _check_int("max_length (--max-length)", self.max_length, 1, 2**24)
         _check_int("max_batch_size (--max-batch-size)", self.max_batch_size, 1, 4096, optional=False)
         _check_int("max_batch_tokens", self.max_batch_tokens, 1, 2**20)

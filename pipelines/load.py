@@ -99,7 +99,9 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         state_dict = open_state_dict(
             checkpoint.download_weights(), architecture.weight_adapters["safetensors"], checkpoint.huggingface_config
         )
-        tokenizer = TextTokenizer.from_pretrained(checkpoint.path, config.trust_remote_code, checkpoint.eos_token_ids)
+        tokenizer = TextTokenizer.from_pretrained(
+            checkpoint.path, config.trust_remote_code, checkpoint.eos_token_ids, config.chat_template
+        )
     sampling_defaults = _sampling_defaults(config, checkpoint)
     plan = _plan(config, architecture, checkpoint, kv_params, devices, state_dict)
     stages.note(plan.describe(kv_params))
@@ -108,7 +110,8 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         tokenizer,
         vocab_size=checkpoint.huggingface_config.get_text_config().vocab_size,
         max_length=plan.max_length,
-        is_instruction_model=tokenizer.has_chat_template and not checkpoint.is_base_model,
+        is_instruction_model=tokenizer.has_chat_template
+        and (config.chat_template is not None or not checkpoint.is_base_model),
         load_image_processor=_image_processor_loader(architecture, checkpoint),
     )
     return PreparedPipeline(

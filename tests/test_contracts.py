@@ -43,7 +43,8 @@ ROOMS = {  # of `pipelines`, with what each may import of the other rooms and of
     "sampling": {"text"},
     "engine": {"sampling", "text"},
     "serve": LOWER_ROOMS | FACES,
-    "commands": LOWER_ROOMS | FACES | {"serve"},
+    "benchmark": set(),
+    "commands": LOWER_ROOMS | FACES | {"serve", "benchmark"},
 }
 SHARED_FOLDERS = {"layers": {"layers"}, "decoder": {"decoder", "layers"}}  # of `architectures`, and what they import
 TEXT_MODEL_OF = {"gemma3_multimodal": "gemma3"}
@@ -70,15 +71,20 @@ MODEL_OPTIONS = """
 """
 OPTIONS = {
     "generate": f"""
-        {MODEL_OPTIONS} --prompt --image --chat/--raw --chat-template-kwargs --max-new-tokens
+        {MODEL_OPTIONS} --prompt --image --chat/--raw --chat-template --chat-template-kwargs --max-new-tokens
         --temperature --top-k --top-p --min-p --repetition-penalty --presence-penalty --frequency-penalty
         --seed --stop --skip-special-tokens/--show-special-tokens --json --stats
     """,
     "verify": f"{MODEL_OPTIONS} --prompt --length --tolerance",
     "serve": f"""
         {MODEL_OPTIONS} --host --port --api-key --served-model-name --max-queue-size --request-timeout
-        --max-request-bytes --shutdown-timeout --cors-origin --allowed-image-hosts --reasoning-parser --log-level
-        --log-format
+        --max-request-bytes --shutdown-timeout --cors-origin --allowed-image-hosts --chat-template --reasoning-parser
+        --log-level --log-format
+    """,
+    "benchmark": """
+        --url --model --api-key --endpoint --num-requests --request-rate --concurrency --prompt-tokens --output-tokens
+        --prompts --shared-prefix-tokens --seed --warmup --ignore-eos/--no-ignore-eos --timeout --extra-body --plot
+        --json
     """,
     "list": "",
 }

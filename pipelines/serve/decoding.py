@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pipelines.context import TextContext
+from pipelines.errors import naming_prompt
+from pipelines.sampling.constraints import (
+    Constraint,
+    ConstraintCompiler,
+    ConstraintError,
+    Thinking,
+    tool_call_constraint,
+)
 from pipelines.sampling.params import SamplingParams
+from pipelines.serve.answer_start import AnswerStart
 from pipelines.serve.chat.fields import ChatRequest
+from pipelines.serve.chat.messages import begun_answer
+from pipelines.serve.chat.tools import ToolUse, tool_use
+from pipelines.serve.constraints import naming
 from pipelines.serve.errors import bad_request
 from pipelines.serve.fields import SamplingFields
 from pipelines.serve.service import Service
+from pipelines.serve.structured import AnswerForm, answer_form
 from pipelines.text.parsers import AnswerFormat, OutputParser
 from pipelines.text.prompts import EncodedPrompt
-from pipelines.text_generation import TextGenerationPipeline
 
-REFUSED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "functions")
-"""Fields by which clients of other servers constrain an answer; what is not honoured is refused."""
+REFUSED = ("functions", "function_call")
+"""Fields of older clients that tools replace; what is not honoured is refused."""
 
-_NUM_END_TOKENS = 16
-"""Tokens of a prompt's end, in which an opener of the thinking is looked for."""
-
-
-def _plain_context(pipeline: TextGenerationPipeline, prompt: EncodedPrompt, params: SamplingParams) -> TextContext:
-    return pipeline.requests.generation(prompt, params)
+Constrain = Callable[[ConstraintCompiler, Sequence[int]], Constraint | None]
 
 
 def _plain_parser(context: TextContext) -> OutputParser:
@@ -35,45 +41,122 @@ def _plain_parser(context: TextContext) -> OutputParser:
 class Decoding:
     """Decoding of the answer to one request.
 
-    template_kwargs: variables of the chat template, such as `tools`. new_context: makes the context of one choice, with
-    its constraint; it is called in the worker thread, and may raise InputError. new_parser: makes the parser of one
-    choice, whose prompt may have begun the reasoning.
+    tools: those that it may call; None: none. constrain: compiles what the answer is held to, for the tokens of the
+    prompt, in a thread for it; None: the answer is free. new_parser: makes the parser of one choice.
     """
 
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    new_context: Callable[[TextGenerationPipeline, EncodedPrompt, SamplingParams], TextContext] = _plain_context
+    tools: ToolUse | None = None
+    constrain: Constrain | None = None
     new_parser: Callable[[TextContext], OutputParser] = _plain_parser
 
 
 def decoding_of(service: Service, request: SamplingFields) -> Decoding:
-    """Decides how the answer is decoded; what takes time belongs into `new_context`.
+    """Decides how the answer is decoded; what takes time belongs into `constrain`.
 
     Raises:
         ApiError: The request asks for something that is not supported, or the server is not ready.
     """
+    form = answer_form(request)
+    if not isinstance(request, ChatRequest):
+        return Decoding(constrain=None if form is None else _text_constraint(form))
     for name in REFUSED:
         if (request.model_extra or {}).get(name):
-            raise bad_request(f"{name} is not supported.", name)
-    if request.response_format is not None and request.response_format.type != "text":
-        raise bad_request("response_format is not supported yet, but for the type 'text'.", "response_format")
-    if not isinstance(request, ChatRequest):
-        return Decoding()
-    if request.tools and request.tool_choice != "none":
-        raise bad_request("tools are not supported yet: leave them out, or set tool_choice to 'none'.", "tools")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise bad_request("tool_choice asks for a tool, but there are no tools.", "tool_choice")
-    return Decoding(new_parser=_parser_maker(service))
+            raise bad_request(f"{name} is not supported: give tools and tool_choice.", name)
+    use, format = tool_use(request), service.answer_format
+    if use is not None and format.tools is None:
+        raise bad_request("tools are not supported with this model: no format of its calls is known.", "tools")
+    reasoning = None if format.reasoning is None else format.reasoning.syntax
+    start = AnswerStart(reasoning, service.pipeline.tokenizer, begun_answer(request))
+    is_free = form is None and (use is None or not use.needs_grammar)
+    constrain = None if is_free else ChatConstraint(form, use, format, start)
+    return Decoding(use, constrain, _parser_maker(format, use, start))
 
 
-def _parser_maker(service: Service) -> Callable[[TextContext], OutputParser]:
-    """Makes parsers that split the reasoning off, in the format of the model."""
-    answer_format, tokenizer = service.answer_format, service.pipeline.tokenizer
+def _text_constraint(form: AnswerForm) -> Constrain:
+    """The constraint of an answer that is text alone."""
+
+    def constrain(compiler: ConstraintCompiler, prompt: Sequence[int]) -> Constraint:
+        with naming(form.param):
+            return compiler.compile(form.rule())
+
+    return constrain
+
+
+@dataclass(frozen=True)
+class ChatConstraint:
+    """The constraint of a message: of its form, of its calls, or of both, where it has the one or the others."""
+
+    form: AnswerForm | None
+    tools: ToolUse | None
+    format: AnswerFormat
+    start: AnswerStart
+
+    def __call__(self, compiler: ConstraintCompiler, prompt: Sequence[int]) -> Constraint | None:
+        """Compiles it for the tokens of a prompt."""
+        thinking = self.start.thinking(prompt)
+        constraint = self._compiled(compiler, thinking)
+        if constraint is not None and thinking is None and self.start.begun_content:
+            self._accept_begun(constraint)
+        return constraint
+
+    def _compiled(self, compiler: ConstraintCompiler, thinking: Thinking | None) -> Constraint | None:
+        rule = constraint = None
+        if self.form is not None:
+            with naming(self.form.param):
+                rule = self.form.rule()
+                constraint = compiler.compile(rule, thinking)
+        if self.tools is None:
+            return constraint
+        assert self.format.tools is not None
+        use, functions = self.tools, [{"function": function} for function in self.tools.functions]
+        with naming("tools"):
+            family = self.format.tools.name
+            return tool_call_constraint(compiler, family, functions, use.choice, use.is_parallel, thinking, rule)
+
+    def _accept_begun(self, constraint: Constraint) -> None:
+        """Holds the message that is continued to the constraint, from its first token on."""
+        try:
+            for token in self.start.tokenizer.encode(self.start.begun_content, add_special_tokens=False):
+                constraint.accept(token)
+        except ConstraintError:
+            asked = "tools" if self.form is None else self.form.param
+            message = f"messages: the last one can't be continued, since it does not begin as {asked} asks for."
+            raise bad_request(message, "messages") from None
+
+
+def _parser_maker(
+    format: AnswerFormat, use: ToolUse | None, start: AnswerStart
+) -> Callable[[TextContext], OutputParser]:
+    """Makes parsers that split reasoning and calls off, in the format of the model."""
+    names = () if use is None else use.names
+    max_calls = None if use is None or use.is_parallel else 1
 
     def new_parser(context: TextContext) -> OutputParser:
-        if answer_format.reasoning is None:
-            return answer_format.parser()
-        end = context.tokens[: context.num_prompt_tokens][-_NUM_END_TOKENS:]
-        is_open = answer_format.reasoning.syntax.is_open(tokenizer.decode(end, skip_special_tokens=False))
-        return answer_format.parser(is_thinking_open=is_open)
+        is_open = start.is_in_thinking(context.tokens[: context.num_prompt_tokens])
+        return format.parser(names, is_open, max_calls=max_calls)
 
     return new_parser
+
+
+async def new_contexts(
+    service: Service, decoding: Decoding, prompts: Sequence[EncodedPrompt], params: Sequence[SamplingParams]
+) -> list[TextContext]:
+    """Makes the contexts of a request off the event loop: for each prompt its choices, each with its constraint.
+
+    Raises:
+        ApiError: The constraint can't be compiled.
+        InputError: A prompt or its parameters can't be used.
+    """
+    constraint, constrain = None, decoding.constrain
+    if constrain is not None:
+        constraint = await service.constraints.compile(lambda compiler: constrain(compiler, prompts[0].tokens))
+    requests = service.pipeline.requests
+
+    def make() -> list[TextContext]:
+        contexts = []
+        for number, prompt in enumerate(prompts, 1):
+            with naming_prompt(number, len(prompts)):
+                contexts += [requests.generation(prompt, each, constraint and constraint.copy()) for each in params]
+        return contexts
+
+    return await service.off_loop(make)

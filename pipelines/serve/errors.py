@@ -7,14 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import HTTPException
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.responses import Response
 
 from pipelines.errors import InputError
-from pipelines.serve.wire import JsonResponse
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -26,6 +22,8 @@ ERROR_TYPES = {
 }
 """Type of an error by its status; other statuses are invalid_request_error below 500, server_error from there on."""
 
+_UNION_MEMBER = re.compile(r"str|int|bool|float|[A-Z]\w*|.*\[.*")
+"""Parts of the paths in pydantic's errors that name a type, not a field."""
 _TOO_LONG = re.compile(r"the prompt has (.*), and the limit is (\d+) with")
 
 
@@ -65,11 +63,6 @@ class ApiError(HTTPException):
         fallback = "server_error" if self.status_code >= 500 else "invalid_request_error"
         kind = ERROR_TYPES.get(self.status_code, fallback)
         return ErrorResponse(error=ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code))
-
-    @property
-    def response(self) -> Response:
-        """The error as an answer."""
-        return JsonResponse(self.body, self.status_code, self.headers)
 
 
 class ClientGoneError(Exception):
@@ -119,50 +112,11 @@ def of_engine_error(error: Exception | None) -> ApiError:
     return ApiError(500, f"The request failed in the engine: {reason}", code="engine_error")
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answers every error of the application in the shape of the API."""
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(InputError, _on_input_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(StarletteHTTPException, _on_http_exception)
-    app.add_exception_handler(ClientGoneError, _on_client_gone)
-
-
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response
-
-
-async def _on_input_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, InputError)
-    return of_input_error(error).response
-
-
-async def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return validation_error(error.errors()).response
-
-
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's errors as one of the API."""
-    first = errors[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
+    """The deepest of pydantic's errors, the first of several, as one of the API."""
+    deepest = max(errors, key=lambda error: len(error["loc"]))
+    path = [part for part in map(str, deepest["loc"]) if part != "body" and not _UNION_MEMBER.fullmatch(part)]
     if not path:
         return bad_request("The body must be a JSON object, with Content-Type: application/json.")
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = str(deepest["msg"]).removeprefix("Value error, ")
     return bad_request(f"{'.'.join(path)}: {message}", ".".join(path))
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
-    path = request.url.path[:200]
-    messages = {
-        404: f"There is no route {path}: the routes are in /openapi.json.",
-        405: f"{request.method} is not allowed on {path}.",
-    }
-    message = messages.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, headers=error.headers).response
-
-
-async def _on_client_gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)

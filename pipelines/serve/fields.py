@@ -73,16 +73,35 @@ class JsonSchema(ApiModel):
 
 
 class ResponseFormat(ApiModel):
-    """The form of the answer: text, json_object or json_schema."""
+    """The form of the answer.
+
+    type: text, json_object, json_schema, regex or grammar. schema: of json_object and json_schema, as some clients give
+    it. pattern: of regex. grammar: in Lark.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     type: str
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    pattern: str | None = None
+    grammar: str | None = None
 
 
-class SamplingFields(ApiModel):
-    """Sampling parameters and ends of an answer: the fields that chat and text completions share.
+class StructuredOutputs(ApiModel):
+    """The form of the answer, as vLLM has it: one of these. json: a schema, or its text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: Flag = None
+
+
+class GenerationFields(ApiModel):
+    """Sampling parameters, ends and forms of an answer: the fields that the requests of all APIs share.
 
     Unknown fields are accepted.
     """
@@ -90,10 +109,7 @@ class SamplingFields(ApiModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(None, description="Refused unless it equals n.")
     stream: Flag = None
-    stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = Field(None, description="0 or -1: off.")
@@ -110,6 +126,22 @@ class SamplingFields(ApiModel):
     allowed_token_ids: Annotated[list[Count], Field(fail_fast=True)] | None = None
     cache_salt: str | None = None
     skip_special_tokens: Flag = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = Field(None, description="As structured_outputs.json.")
+    guided_regex: str | None = Field(None, description="As structured_outputs.regex.")
+    guided_choice: list[str] | None = Field(None, description="As structured_outputs.choice.")
+    guided_grammar: str | None = Field(None, description="As structured_outputs.grammar.")
+    json_schema: dict[str, Any] | bool | str | None = Field(None, description="As structured_outputs.json.")
+    regex: str | None = Field(None, description="As structured_outputs.regex.")
+    grammar: str | None = Field(None, description="As structured_outputs.grammar.")
+
+
+class SamplingFields(GenerationFields):
+    """The fields that chat and text completions share."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(None, description="Refused unless it equals n.")
+    stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: Any = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from pipelines.context import TextChunk, TextContext
@@ -16,12 +17,21 @@ class Generation:
     It is iterated once and yields (index of the context, chunk). A sequence that fails ends the iteration with an
     ApiError, and the others are cancelled; so does `close`, which whoever holds a generation calls at the end.
 
-    contexts: of the sequences. cancel: ends one of them in the engine.
+    contexts: of the sequences: for each prompt `num_choices` of them. cancel: ends one of them in the engine. arrived:
+    when the request came, by `time.monotonic`.
     """
 
-    def __init__(self, contexts: Sequence[TextContext], cancel: Callable[[TextContext], None]) -> None:
-        self.contexts, self._cancel = contexts, cancel
+    def __init__(
+        self,
+        contexts: Sequence[TextContext],
+        cancel: Callable[[TextContext], None],
+        num_choices: int = 1,
+        arrived: float | None = None,
+    ) -> None:
+        self.contexts, self._cancel, self.num_choices = contexts, cancel, num_choices
+        self.arrived = time.monotonic() if arrived is None else arrived
         self._open = set(range(len(contexts)))
+        self._ended: set[int] = set()  # by `end`
         self._items: asyncio.Queue[tuple[int, TextChunk] | ApiError] = asyncio.Queue()
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -42,6 +52,13 @@ class Generation:
         self._items.put_nowait(error)
         self.close()
 
+    def end(self, index: int) -> None:
+        """Ends one sequence, whose answer is complete: what it generates from now on is dropped."""
+        self._ended.add(index)
+        if index in self._open:
+            self._open.discard(index)
+            self._cancel(self.contexts[index])
+
     def close(self) -> None:
         """Cancels what is still running; it may be called several times."""
         self._is_closed = True
@@ -53,14 +70,18 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, TextChunk]]:
         """Yields the chunks until all sequences have ended."""
-        num_running = len(self.contexts)
+        running = set(range(len(self.contexts)))
         try:
-            while num_running:
+            while running - self._ended:
                 item = await self._items.get()
                 if isinstance(item, ApiError):
                     raise item
-                _raise_failure(item[1])
-                num_running -= item[1].finish_reason is not None
+                index, chunk = item
+                if index in self._ended:
+                    continue
+                _raise_failure(chunk)
+                if chunk.finish_reason is not None:
+                    running.discard(index)
                 yield item
         finally:
             self.close()

@@ -9,16 +9,24 @@ import secrets
 import time
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.serve.access_log import log_request, noting_generations
+from pipelines.serve.anthropic.errors import has_anthropic_errors
+from pipelines.serve.error_answers import error_answer
 from pipelines.serve.errors import ApiError, ClientGoneError
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that need no API key: those that a load balancer asks for."""
+OPEN_PATHS = frozenset({"/health", "/ready", "/", "/favicon.ico"})
+"""Paths that need no API key: what a load balancer asks for, and the chat page, whose requests need it themselves."""
 
-access_log = logging.getLogger("pipelines.serve.access")
+LINGER_S = 5.0
+"""Time for a client to send the rest of a body that is refused, and read the answer."""
+LINGER_BYTES = 2**28
+"""The most of such a body that is taken."""
+
 error_log = logging.getLogger("pipelines.serve.error")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -47,30 +55,22 @@ class RequestIds:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                if has_anthropic_errors(scope):  # whose clients look for another header
+                    headers["Request-Id"] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            error_log.exception("request %s failed", request_id)
-            if not status:
-                failure = ApiError(500, "The server failed; its log has the reason.", code="internal_error")
-                await failure.response(scope, receive, send_with_id)
-        finally:
-            _log_access(scope, status, time.perf_counter() - start)
-
-
-def _log_access(scope: Scope, status: int, seconds: float) -> None:
-    """Writes a request's line; its fields are attributes of the record too."""
-    fields = {
-        "method": scope["method"],
-        "path": scope["path"][:200].encode("ascii", "backslashreplace").decode(),
-        "status": status,
-        "seconds": round(seconds, 6),
-        "request_id": scope["state"]["request_id"],
-    }
-    access_log.info("%(method)s %(path)r %(status)d %(seconds).3fs %(request_id)s", fields, extra=fields)
+        with noting_generations() as generations:
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                error_log.exception("request %s failed", request_id)
+                if not status:
+                    failure = ApiError(500, "The server failed; its log has the reason.", code="internal_error")
+                    await error_answer(failure, scope)(scope, receive, send_with_id)
+            finally:
+                log_request(scope, status, time.perf_counter() - start, generations)
 
 
 class ApiKey:
@@ -86,16 +86,17 @@ class ApiKey:
             return
         error = ApiError(
             401,
-            "The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.",
+            "The API key is missing or wrong: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error.response(scope, receive, send)
+        await error_answer(error, scope)(scope, receive, _Lingering(send, receive))
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return secrets.compare_digest(given.encode(), self._key)
+        is_token = secrets.compare_digest(token.strip().encode(), self._key) and scheme.lower() == "bearer"
+        is_key = secrets.compare_digest(headers.get("x-api-key", "").encode(), self._key)
+        return is_token or is_key
 
 
 class BodyLimit:
@@ -114,10 +115,10 @@ class BodyLimit:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(receive)
         except ApiError as error:
-            await error.response(scope, receive, send)
+            await error_answer(error, scope)(scope, receive, _Lingering(send, receive))
         except TimeoutError:
             late = ApiError(408, f"The body did not arrive within {self._timeout_s:g} s.", code="body_timeout")
-            await late.response(scope, receive, send)
+            await error_answer(late, scope)(scope, receive, send)
         except ClientGoneError:
             return
         else:
@@ -138,6 +139,32 @@ class BodyLimit:
         if num_bytes > self._max_bytes:
             message = f"The body is larger than {self._max_bytes} bytes (--max-request-bytes)."
             raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
+
+
+class _Lingering:
+    """Sends an answer before its request has ended, and takes what the client still sends before the answer ends.
+
+    A connection that is closed while data comes is reset, and the client would not see the answer.
+    """
+
+    def __init__(self, send: Send, receive: Receive) -> None:
+        self._send, self._receive = send, receive
+
+    async def __call__(self, message: Message) -> None:
+        is_last = message["type"] == "http.response.body"
+        await self._send({**message, "more_body": True} if is_last else message)
+        if is_last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._drain()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drain(self) -> None:
+        num_bytes, has_more = 0, True
+        while has_more and num_bytes <= LINGER_BYTES:
+            message = await self._receive()
+            has_more = message.get("more_body", False)  # absent once the client has left
+            num_bytes += len(message.get("body", b""))
 
 
 class _Replay:

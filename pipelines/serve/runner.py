@@ -20,6 +20,8 @@ from pipelines.serve.settings import ServeSettings
 _CUT_S = 2.0
 """For streams that were cut to tell their clients, after the shutdown timeout."""
 _BACKLOG = 2048
+_KEEP_ALIVE_S = 20
+"""For idle connections: longer than the clients' own limits (httpx 5 s, aiohttp 15 s), so that they close first."""
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
@@ -70,6 +72,7 @@ def new_server(service: Service, settings: ServeSettings) -> Server:
         ws="none",
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(_CUT_S),
     )
     return Server(config, service, settings)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal, Protocol, TypeVar
 
 from pipelines.background import in_background
 from pipelines.context import TextChunk, TextContext
 from pipelines.engine.thread import EngineThread
+from pipelines.serve.constraints import Constraints
 from pipelines.serve.errors import ApiError, unavailable
 from pipelines.serve.generation import Generation
 from pipelines.serve.image_sources import ImageSources
@@ -19,6 +22,9 @@ from pipelines.serve.settings import ServeSettings
 from pipelines.serve.token_texts import TokenTexts
 from pipelines.text.parsers import AnswerFormat, answer_format
 from pipelines.text_generation import TextGenerationPipeline
+
+REFUSALS = frozenset({429, 503})
+"""Statuses of requests that the server can't take now."""
 
 State = Literal["loading", "ready", "draining", "failed"]
 _Result = TypeVar("_Result")
@@ -28,21 +34,22 @@ _log = logging.getLogger("pipelines.serve")
 class ServiceObserver(Protocol):
     """A watcher of all requests, such as the metrics; it is called on the event loop and must return at once."""
 
-    def on_submit(self, context: TextContext) -> None:
-        """A sequence has been queued."""
+    def on_submit(self, generation: Generation) -> None:
+        """The sequences of a request have been queued, in the task that serves it."""
 
     def on_chunk(self, context: TextContext, chunk: TextChunk) -> None:
         """A sequence has a chunk, the last one included."""
 
     def on_refusal(self, error: ApiError) -> None:
-        """A request was not admitted."""
+        """A request was refused because the server is full, loading or ending."""
 
 
 class Service:
     """Serves one pipeline: admits requests, makes their contexts off the event loop, and brings their chunks to it.
 
     All methods are called on the event loop. load: gives the pipeline, and is called by `start` in a thread of its own.
-    observers: are told what happens to requests. images: reads those that requests refer to.
+    observers: are told what happens to requests. constraints: compiles those of requests. images: reads those that
+    requests refer to.
     """
 
     def __init__(self, load: Callable[[], TextGenerationPipeline], settings: ServeSettings) -> None:
@@ -57,6 +64,7 @@ class Service:
         self._token_texts: TokenTexts | None = None
         self._answer_format = AnswerFormat()
         self._worker = ThreadPoolExecutor(1, "contexts")
+        self.constraints = Constraints()
         self.images = ImageSources(settings.allowed_image_hosts)
         self._running: dict[TextContext, tuple[Generation, int]] = {}
         self._num_admitted = 0
@@ -94,7 +102,8 @@ class Service:
         Raises:
             ApiError: It is still being loaded.
         """
-        self.check_ready()
+        with self._refusing():
+            self.check_ready()
         return self._answer_format
 
     @property
@@ -124,6 +133,7 @@ class Service:
     def _load_and_warm_up(self) -> TextGenerationPipeline:
         pipeline = self._load()
         pipeline.warm_up()
+        self.constraints.warm_up(pipeline)
         return pipeline
 
     def begin_draining(self) -> None:
@@ -138,6 +148,7 @@ class Service:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.stop)
         self._worker.shutdown(wait=False, cancel_futures=True)
+        self.constraints.close()
         self.images.close()
         await asyncio.sleep(0)  # the last chunks are delivered
         self._deliver()
@@ -157,16 +168,32 @@ class Service:
         return await self._loop.run_in_executor(self._worker, call)
 
     async def submit(
-        self, make_contexts: Callable[[], Awaitable[Sequence[TextContext]]], num_sequences: int
+        self, make_contexts: Callable[[], Awaitable[Sequence[TextContext]]], num_sequences: int, num_prompts: int = 1
     ) -> Generation:
         """Admits a request, waits for its contexts, which `off_loop` helps to make, and queues them in the engine.
+
+        Args:
+            make_contexts: Makes the contexts: for each prompt those of its choices.
+            num_sequences: Number of contexts.
+            num_prompts: Number of prompts, of which each has as many choices.
 
         Raises:
             ApiError: The server is not ready, or too many requests wait.
             InputError: The request can't be served.
         """
-        deadline = self._loop.time() + self.settings.request_timeout_s
-        self._admit(num_sequences)
+        arrived, deadline = time.monotonic(), self._loop.time() + self.settings.request_timeout_s
+        with self._refusing():
+            self._admit(num_sequences)
+            contexts = await self._made(make_contexts, num_sequences, deadline)
+        generation = Generation(contexts, self._cancel, num_sequences // num_prompts, arrived)
+        generation.expire_at(deadline, self._timeout_error())
+        self._start(generation)
+        return generation
+
+    async def _made(
+        self, make_contexts: Callable[[], Awaitable[Sequence[TextContext]]], num_sequences: int, deadline: float
+    ) -> Sequence[TextContext]:
+        """Contexts of a request that has been admitted; if they can't be made in time, it is so no longer."""
         try:
             async with asyncio.timeout_at(deadline):
                 contexts = await make_contexts()
@@ -180,22 +207,25 @@ class Service:
             if isinstance(error, TimeoutError):
                 raise self._timeout_error() from error
             raise
-        generation = Generation(contexts, self._cancel)
-        generation.expire_at(deadline, self._timeout_error())
-        self._start(generation)
-        return generation
+        return contexts
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Tells the observers of a refusal in the block."""
+        try:
+            yield
+        except ApiError as error:
+            if error.status_code in REFUSALS:
+                for observer in self.observers:
+                    observer.on_refusal(error)
+            raise
 
     def _admit(self, num_sequences: int) -> None:
-        try:
-            self.check_ready()
-            limit = self.pipeline.config.max_batch_size + self.settings.max_queue_size
-            if self._num_admitted >= limit:
-                message = f"{self._num_admitted} requests are being served or wait: try again later."
-                raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
-        except ApiError as error:
-            for observer in self.observers:
-                observer.on_refusal(error)
-            raise
+        self.check_ready()
+        limit = self.pipeline.config.max_batch_size + self.settings.max_queue_size
+        if self._num_admitted >= limit:
+            message = f"{self._num_admitted} requests are being served or wait: try again later."
+            raise ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
         self._num_admitted += num_sequences
 
     def _release(self, num_sequences: int) -> None:
@@ -203,10 +233,10 @@ class Service:
 
     def _start(self, generation: Generation) -> None:
         assert self._thread is not None
+        for observer in self.observers:
+            observer.on_submit(generation)
         for index, context in enumerate(generation.contexts):
             self._running[context] = generation, index
-            for observer in self.observers:
-                observer.on_submit(context)
             self._thread.submit(context)
 
     def _cancel(self, context: TextContext) -> None:

@@ -1,12 +1,12 @@
-"""POST /tokenize and /detokenize, in the shapes of vLLM."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, in the shapes of vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipelines.serve.chat.fields import MAX_MESSAGES, ChatRequest, Message
 from pipelines.serve.chat.turn import chat_encoder
@@ -17,6 +17,7 @@ from pipelines.serve.json_route import JsonRoute
 from pipelines.serve.models import answered_model
 from pipelines.serve.service import Service
 from pipelines.serve.wire import JsonResponse
+from pipelines.text.prompts import PromptEncoder
 
 MAX_TEXT_BYTES = 2**20
 
@@ -52,6 +53,22 @@ class DetokenizeResponse(ApiModel):
     prompt: str
 
 
+class TokenizerInfo(ApiModel):
+    """The tokenizer, in the names of tokenizer_config.json. model_max_length: tokens of prompt and output.
+
+    Special tokens are spelled as text, and more of them may be there: all that have names.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    tokenizer_class: str
+    model_max_length: int
+    chat_template: str | None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+
+
 def tokens_router(service: Service) -> APIRouter:
     """The routes of this module."""
     router = APIRouter(tags=["tokens"], route_class=JsonRoute)
@@ -79,7 +96,24 @@ def tokens_router(service: Service) -> APIRouter:
         text = await service.off_loop(lambda: prompts.tokenizer.decode(body.tokens, skip_special_tokens=False))
         return JsonResponse(DetokenizeResponse(prompt=text))
 
+    @router.get("/tokenizer_info", response_model=TokenizerInfo)
+    async def tokenizer_info() -> Response:
+        """Describes the tokenizer, for clients that render chats and look for its tokens themselves."""
+        service.check_ready()
+        return JsonResponse(_tokenizer_info(service.pipeline.prompts))
+
     return router
+
+
+def _tokenizer_info(prompts: PromptEncoder) -> TokenizerInfo:
+    tokenizer = prompts.tokenizer
+    frames: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "pad_token"))  # null where there is none
+    return TokenizerInfo(
+        tokenizer_class=tokenizer.class_name,
+        model_max_length=prompts.max_length,
+        chat_template=tokenizer.chat_template or None,
+        **frames | tokenizer.special_tokens,
+    )
 
 
 async def _encoder(service: Service, body: TokenizeRequest) -> Callable[[], list[int]]:

@@ -21,7 +21,8 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 _COMPARED = frozenset({"role", "type"})  # templates compare these with words of their own
 # Patterns of one more character in each of _forms.
 _TAILS = (".", r"\\U[0-9a-f]{8}", r"\\u[0-9a-f]{4}\\u[0-9a-f]{4}")
-_TOOL_RESULTS = "tool_responses"  # an assistant's message may carry them in Gemma 4's template
+# Data in an assistant's message: arguments, which may repeat what users wrote, and in Gemma 4's template results too.
+_DATA = ("tool_calls", "tool_responses")
 
 
 class ControlTokenGuard:
@@ -96,9 +97,7 @@ class ControlTokenGuard:
     def _hide_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         is_assistant = message.get("role") == "assistant"
         hidden: dict[str, Any] = self._hide(message, self._image_tokens if is_assistant else self._spellings)
-        if _TOOL_RESULTS in message:
-            hidden[_TOOL_RESULTS] = self.hide(message[_TOOL_RESULTS])
-        return hidden
+        return hidden | {name: self.hide(message[name]) for name in _DATA if name in message}
 
     def _hide(self, value: Any, spellings: tuple[str, ...], key: str = "") -> Any:
         if isinstance(value, str):

@@ -36,9 +36,19 @@ class TextTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, trust_remote_code: bool = False, eos_token_ids: Sequence[int] = ()
+        cls,
+        path: str | Path,
+        trust_remote_code: bool = False,
+        eos_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
     ) -> Self:
         """Reads the tokenizer in a local folder.
+
+        Args:
+            path: The folder.
+            trust_remote_code: Whether Python code in it may run.
+            eos_token_ids: As for the class.
+            chat_template: Replaces the chat template of the folder.
 
         Raises:
             InputError: There is none, or it can't be read.
@@ -55,12 +65,24 @@ class TextTokenizer:
             except Exception as error:  # errors of the readers of its files have no common class
                 reason = str(error).strip().split("\n")[0]
                 raise InputError(f"{path} has a tokenizer that can't be read: {reason}") from error
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
         return cls(tokenizer, eos_token_ids)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether the tokenizer has a chat template."""
         return bool(self._tokenizer.chat_template)
+
+    @property
+    def class_name(self) -> str:
+        """The name of its class in transformers."""
+        return type(self._tokenizer).__name__
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Spellings of the special tokens that have a name, by their names, such as `eos_token`."""
+        return {name: token for name, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
     @property
     def vocab_size(self) -> int:
@@ -109,8 +131,8 @@ class TextTokenizer:
         - Control tokens are the special ones among the added tokens, and those that begin, end or pad a text. Other
           added tokens, such as Qwen 3's `<think>`, for which templates look, are recognized everywhere.
         - Strings of users are those of a message whose role is not `assistant` (system text and tool results too), the
-          `tool_responses` of one whose role is, and those of template_kwargs.
-        - Messages of the role `assistant` are taken as the model wrote them.
+          `tool_calls` and `tool_responses` of one whose role is, and those of template_kwargs.
+        - Other strings of messages of the role `assistant` are taken as the model wrote them.
 
         Args:
             messages: Messages with role and content.

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
-from fake_model import VOCAB_SIZE, FakeImage, FakeImageProcessor, FakeModel, FakeTokenizer, new_pipeline, text_of
+from fake_model import EOS, VOCAB_SIZE, FakeImage, FakeImageProcessor, FakeModel, FakeTokenizer, new_pipeline, text_of
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from pipelines.errors import InputError
 from pipelines.serve.runner import new_server, reserve_port
@@ -41,6 +42,7 @@ class ChatTokenizer(FakeTokenizer):
     """
 
     has_chat_template, chat_template = True, ""
+    class_name, special_tokens = "ChatTokenizer", dict[str, str]()
     vocab_size = VOCAB_SIZE
 
     def __init__(self) -> None:
@@ -68,6 +70,12 @@ class ChatTokenizer(FakeTokenizer):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return text_of(token_ids)
 
+    def to_json(self) -> str:
+        tokenizer = Tokenizer(models.BPE({chr(ord("0") + token): token for token in range(VOCAB_SIZE)}, []))
+        tokenizer.add_special_tokens([AddedToken(chr(ord("0") + EOS), special=True)])
+        tokenizer.decoder = decoders.ByteLevel()
+        return str(tokenizer.to_str())
+
 
 class PictureProcessor(FakeImageProcessor):
     """Tells images apart by their width."""
@@ -82,9 +90,11 @@ def _text(content: str | Sequence[Mapping[str, str]]) -> str:
     return "".join("~" if part["type"] == "image" else part["text"] for part in content)
 
 
-def chat_pipeline(takes_images: bool = True, **settings: Any) -> TextGenerationPipeline:
+def chat_pipeline(
+    takes_images: bool = True, num_pages: dict[str, int] | None = None, **settings: Any
+) -> TextGenerationPipeline:
     """settings: of PipelineConfig."""
-    pipe = new_pipeline(**{"max_batch_tokens": 64, **settings})
+    pipe = new_pipeline(num_pages, **{"max_batch_tokens": 64, **settings})
     assert pipe.config.max_length is not None
     processor = PictureProcessor if takes_images else None
     prompts = PromptEncoder(ChatTokenizer(), VOCAB_SIZE, pipe.config.max_length, False, processor)  # type: ignore[arg-type]

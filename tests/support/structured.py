@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,8 +50,8 @@ class Vocabulary:
         return self.text.encode(text, add_special_tokens=False)
 
 
-def vocabulary_of(hf: Any) -> Vocabulary:
-    text = TextTokenizer(hf)
+def vocabulary_of(hf: Any, eos_token_ids: Sequence[int] = ()) -> Vocabulary:
+    text = TextTokenizer(hf, eos_token_ids)
     vocab_size = len(hf) + SIZE_PADDING
     closes_V = np.zeros(vocab_size, np.float32)
     for token_id in range(len(hf)):

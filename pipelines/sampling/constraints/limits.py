@@ -13,6 +13,7 @@ from pipelines.errors import InputError
 MAX_SCHEMA_CHARACTERS = 128 * 2**10
 MAX_PATTERN_CHARACTERS = 16 * 2**10
 MAX_GRAMMAR_CHARACTERS = 64 * 2**10
+MAX_CHOICES = 4096
 _MAX_DEPTH = 100
 # The automaton of `multipleOf` has a state for each remainder: this many take half a second.
 _MAX_MULTIPLE = 100_000

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.sampling.constraints.compiler import JSON_STYLE, ConstraintCompiler
+from pipelines.sampling.constraints.compiler import CompilerBusyError, ConstraintCompiler
 from pipelines.sampling.constraints.constraint import Constraint
 from pipelines.sampling.constraints.gemma4_arguments import Gemma4Arguments
 from pipelines.sampling.constraints.limits import checked_schema
+from pipelines.sampling.constraints.rules import JSON_STYLE, Rule
 from pipelines.sampling.constraints.thinking import Thinking
 from pipelines.sampling.constraints.vocabulary import GrammarVocabulary, literal, text_without
 
@@ -22,7 +24,7 @@ _MAX_CHARACTERS = 2**20
 
 @dataclass(frozen=True)
 class _Syntax:
-    """opener, closer: markers of a call; separator: between two; head, tail: text within the markers.
+    """opener, closer: markers of a call; separator: between two; head, tail: what stands within the markers, in Lark.
 
     arguments_key: of JSON objects; empty: Gemma 4's own syntax. text: terminal of an answer without calls, where calls
     have no opener.
@@ -37,15 +39,15 @@ class _Syntax:
     text: str = ""
 
 
+# Terminals are cut as those of JSON: one that goes on where another ends would keep it from matching, and so an answer
+# in JSON from beginning as a call does.
+_NAME = r'"{" "\"name\"" ": "'
+_BARE_TEXT = r"/\s*[^\s{](?s:.*)/"
 _SYNTAXES = {
-    "qwen3": _Syntax("<tool_call>", "</tool_call>", "\n", '\n{"name": "', "}\n", "arguments"),
-    "gemma4": _Syntax("<|tool_call>", "<tool_call|>", head="call:"),
-    "llama3": _Syntax(
-        separator="; ", head='{"name": "', tail="}", arguments_key="parameters", text=r"/\s*[^\s{](?s:.*)/"
-    ),
-    "gemma3": _Syntax(
-        separator="\n", head='{"name": "', tail="}", arguments_key="parameters", text=r"/\s*[^\s{](?s:.*)/"
-    ),
+    "qwen3": _Syntax("<tool_call>", "</tool_call>", "\n", rf'"\n" {_NAME}', r'"}" "\n"', "arguments"),
+    "gemma4": _Syntax("<|tool_call>", "<tool_call|>", head='"call:"'),
+    "llama3": _Syntax(separator="; ", head=_NAME, tail='"}"', arguments_key="parameters", text=_BARE_TEXT),
+    "gemma3": _Syntax(separator="\n", head=_NAME, tail='"}"', arguments_key="parameters", text=_BARE_TEXT),
 }
 
 
@@ -60,8 +62,8 @@ class _Tool:
     def checked_parameters(self) -> dict[str, Any]:
         """The JSON schema, of an object."""
         parameters = checked_schema(self.parameters)
-        if parameters.setdefault("type", "object") != "object":
-            raise InputError(f"the parameters of the tool {self.name!r} must be a JSON schema of an object")
+        if parameters.setdefault("type", "object") not in ("object", ["object"]):
+            raise InputError("the parameters must be a JSON schema of an object")
         return parameters
 
 
@@ -72,11 +74,12 @@ def tool_call_constraint(
     choice: str | Mapping[str, Any] | None = None,
     parallel: bool = True,
     thinking: Thinking | None = None,
+    answer: Rule | None = None,
 ) -> Constraint | None:
     """Holds an answer to the calls that a request wants, in the syntax that the family's parser reads.
 
     - "required": one call or more, of any tool; a named tool: one call of it. Arguments are valid by the tool's schema.
-    - "auto": text, calls or both. There is a grammar only if `parallel` is false, or a tool is strict; in it, the
+    - "auto": text, calls or both. There is a grammar only if a tool is strict, or `answer` is given; in it, the
       arguments of tools that are not strict are any JSON object.
 
     Args:
@@ -84,8 +87,9 @@ def tool_call_constraint(
         family: Name of a tool parser: one of TOOL_PARSERS, but neither "auto" nor "none".
         tools: As in the OpenAI API: `{"type": "function", "function": {"name", "parameters", "strict"}}`.
         choice: "none", "auto", "required", or `{"type": "function", "function": {"name"}}`; None: "auto".
-        parallel: Whether there may be several calls.
+        parallel: Whether there may be several calls; it counts where there is a grammar.
         thinking: What may come before.
+        answer: What an answer without calls is held to, where they are not forced; it has no text beside the calls.
 
     Returns:
         The constraint; None where the answer is free.
@@ -95,12 +99,41 @@ def tool_call_constraint(
     """
     wanted = _wanted([_tool(tool) for tool in tools], choice)
     is_forced = choice not in (None, "auto", "none")
-    parallel = parallel and not isinstance(choice, Mapping)
-    is_free = choice == "none" or not (is_forced or not parallel or any(tool.is_strict for tool in wanted))
-    if is_free or not wanted:
+    has_grammar = is_forced or answer is not None or any(tool.is_strict for tool in wanted)
+    if choice == "none" or not has_grammar or not wanted:
         return None
-    lark = _grammar(compiler.warm_up(), _SYNTAXES[family], wanted, is_forced, MAX_CALLS if parallel else 1)
-    return compiler.grammar(lark, thinking, max_characters=_MAX_CHARACTERS)
+    max_calls = MAX_CALLS if parallel and not isinstance(choice, Mapping) else 1
+    answer = None if is_forced else answer
+    lark = _grammar(compiler.warm_up(), _SYNTAXES[family], wanted, is_forced, max_calls, answer is not None)
+    try:
+        return compiler.compile(Rule.grammar(lark, _MAX_CHARACTERS), thinking, answer)
+    except CompilerBusyError:
+        raise
+    except InputError as error:
+        raise _culprit(compiler, wanted, is_forced) or error from None
+
+
+def _culprit(compiler: ConstraintCompiler, tools: Sequence[_Tool], is_forced: bool) -> InputError | None:
+    """The error of the tool that can't be compiled by itself either; None if each can."""
+    try:
+        for tool in tools:
+            with _naming(tool):
+                if is_forced or tool.is_strict:
+                    compiler.json_schema(tool.checked_parameters())
+    except InputError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _naming(tool: _Tool) -> Iterator[None]:
+    """Names the tool in the errors of the block."""
+    try:
+        yield
+    except CompilerBusyError:
+        raise
+    except InputError as error:
+        raise InputError(f"the tool {tool.name!r}: {error}") from error
 
 
 def _wanted(tools: list[_Tool], choice: str | Mapping[str, Any] | None) -> list[_Tool]:
@@ -124,26 +157,32 @@ def _tool(tool: Mapping[str, Any]) -> _Tool:
 
 
 def _grammar(
-    vocabulary: GrammarVocabulary, syntax: _Syntax, tools: Sequence[_Tool], is_forced: bool, max_calls: int
+    vocabulary: GrammarVocabulary,
+    syntax: _Syntax,
+    tools: Sequence[_Tool],
+    is_forced: bool,
+    max_calls: int,
+    has_answer: bool,
 ) -> str:
     opener = vocabulary.marker(syntax.opener) if syntax.opener else ""
     closer = vocabulary.marker(syntax.closer) if syntax.closer else ""
     rules, variants = [], []
     for number, tool in enumerate(tools):
-        parameters = tool.checked_parameters() if is_forced or tool.is_strict else {"type": "object"}
         write = _json_arguments if syntax.arguments_key else _gemma4_arguments
-        expression, more = write(vocabulary, syntax, tool.name, parameters, number)
+        with _naming(tool):
+            parameters = tool.checked_parameters() if is_forced or tool.is_strict else {"type": "object"}
+            expression, more = write(vocabulary, syntax, tool.name, parameters, number)
         variants.append(f"tool_{number}")
         rules += [f"tool_{number}: {expression}", *more]
-    tail = literal(syntax.tail) if syntax.tail else ""
     separator = literal(syntax.separator) if syntax.separator else ""
-    rules.append(f"rest: {literal(syntax.head)} ({' | '.join(variants)}) {tail} {closer}")
+    rules.append(f"rest: {syntax.head} ({' | '.join(variants)}) {syntax.tail} {closer}")
     more_calls = f"({separator} {opener} rest){{0,{max_calls - 1}}}" if max_calls > 1 else ""
-    return "\n".join([*_start(vocabulary, syntax, opener, is_forced), *rules, f"calls: rest {more_calls}"])
+    start = [f"start: @answer | {opener} calls"] if has_answer else _start(vocabulary, syntax, opener, is_forced)
+    return "\n".join([*start, *rules, f"calls: rest {more_calls}"])
 
 
 def _start(vocabulary: GrammarVocabulary, syntax: _Syntax, opener: str, is_forced: bool) -> list[str]:
-    """The rules before the calls: `calls` begins after the first opener."""
+    """The rules before the calls, where text is free: `calls` begins after the first opener."""
     if is_forced:
         return [f"start: {opener} calls"]
     if not syntax.opener:
@@ -155,8 +194,8 @@ def _start(vocabulary: GrammarVocabulary, syntax: _Syntax, opener: str, is_force
 def _json_arguments(
     vocabulary: GrammarVocabulary, syntax: _Syntax, name: str, parameters: dict[str, Any], number: int
 ) -> tuple[str, list[str]]:
-    start = literal(f'{json.dumps(name, ensure_ascii=False)[1:]}, "{syntax.arguments_key}": ')
-    return f"{start} %json {json.dumps({**parameters, 'x-guidance': JSON_STYLE})}", []
+    quoted = [literal(json.dumps(text, ensure_ascii=False)) for text in (name, syntax.arguments_key)]
+    return f'{quoted[0]} ", " {quoted[1]} ": " %json {json.dumps({**parameters, "x-guidance": JSON_STYLE})}', []
 
 
 def _gemma4_arguments(

@@ -31,7 +31,9 @@ class GrammarVocabulary:
         self._added = {token["content"]: token["id"] for token in fields.get("added_tokens", ())}
         try:
             self.tokenizer: LLTokenizer = LLTokenizer(serialized, eos_token=list(eos_token_ids))
-        except ValueError as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # panics of the library are no Exceptions
             raise InputError(f"answers can't be held to a grammar with this tokenizer: {error}") from error
         self.mask_size = self.tokenizer.vocab_size
         self.vocab_size = min(vocab_size, self.mask_size)
@@ -52,7 +54,7 @@ class GrammarVocabulary:
 
 def literal(text: str) -> str:
     """Lark expression for a text."""
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def text_without(*markers: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from pipelines.serve.chat.tool_fields import MAX_TOOLS, Tool, ToolChoiceField
 from pipelines.serve.fields import MAX_TOP_LOGPROBS, ApiModel, Count, Flag, SamplingFields, Usage
 from pipelines.serve.log_probs import ChatLogProbs
 
@@ -33,37 +34,6 @@ class Message(ApiModel):
     content: str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
 
 
-class FunctionDefinition(ApiModel):
-    """A function that the model may call. parameters: a JSON schema."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Annotated[str, Field(min_length=1, max_length=256)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: Flag = None
-
-
-class Tool(ApiModel):
-    """A tool that the model may call."""
-
-    type: Literal["function"] = "function"
-    function: FunctionDefinition
-
-
-class FunctionName(ApiModel):
-    """The name of a function."""
-
-    name: str
-
-
-class NamedToolChoice(ApiModel):
-    """The tool that the model has to call."""
-
-    type: Literal["function"] = "function"
-    function: FunctionName
-
-
 class ChatRequest(SamplingFields):
     """The body of POST /v1/chat/completions."""
 
@@ -72,8 +42,8 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Wins over max_tokens.")
     logprobs: Flag = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=1024)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoiceField = None
     parallel_tool_calls: Flag = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

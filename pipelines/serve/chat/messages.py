@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.serve.chat.fields import ContentPart, Message
+from pipelines.serve.chat.calls import template_calls
+from pipelines.serve.chat.fields import ChatRequest, ContentPart, Message
 from pipelines.serve.errors import bad_request
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "refusal"})
 IMAGE_TYPES = frozenset({"image_url", "input_image"})
 _DEVELOPER = "developer"
+_THINKING_SWITCH = "enable_thinking"
 # They are arguments of the pipeline, or have fields of their own.
 _NO_TEMPLATE_KWARGS = frozenset({"self", "messages", "images", "guard", "allow_control_tokens", "tools", "documents"})
 
@@ -26,6 +28,7 @@ def template_messages(messages: Sequence[Message], template: str = "") -> tuple[
     """
     references: list[str] = []
     converted = [_converted(message, f"messages.{i}", references) for i, message in enumerate(messages)]
+    _check_no_functions(converted)
     for message in converted:
         if message["role"] == _DEVELOPER and _DEVELOPER not in template:
             message["role"] = "system"
@@ -37,8 +40,24 @@ def template_messages(messages: Sequence[Message], template: str = "") -> tuple[
     return converted, references
 
 
+def begun_answer(body: ChatRequest) -> str:
+    """The text of the message that the answer continues; empty if it is a message of its own."""
+    if not body.continue_final_message or not body.messages or body.messages[-1].role != "assistant":
+        return ""
+    content = body.messages[-1].content
+    text = content if isinstance(content, str) else "\n".join(part.text or "" for part in content or ())
+    return text if text.strip() else ""
+
+
 def _converted(message: Message, path: str, references: list[str]) -> dict[str, Any]:
     fields = {name: value for name, value in (message.model_extra or {}).items() if value is not None}
+    if fields.get("tool_calls"):
+        fields["tool_calls"] = template_calls(fields["tool_calls"], f"{path}.tool_calls")
+    for name in ("tool_call_id", "name"):
+        if not isinstance(fields.get(name, ""), str):
+            raise bad_request(f"{path}.{name} must be a string.", f"{path}.{name}")
+    if isinstance(fields.get("reasoning"), str):  # templates have the one name or the other
+        fields.setdefault("reasoning_content", fields["reasoning"])
     if isinstance(message.content, list):
         content = _content(message.content, f"{path}.content", references)
     else:
@@ -71,13 +90,24 @@ def _reference(part: ContentPart, path: str) -> str:
     return url
 
 
-def template_kwargs(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The variables of the chat template that a request sets.
+def _check_no_functions(messages: Sequence[Mapping[str, Any]]) -> None:
+    for i, message in enumerate(messages):
+        if message["role"] == "function" or message.get("function_call"):
+            path = f"messages.{i}"
+            raise bad_request(f"{path}: functions are not supported: give tool_calls and the role 'tool'.", path)
+
+
+def template_kwargs(body: ChatRequest, template: str) -> dict[str, Any]:
+    """The variables of the chat template that a request sets; `reasoning_effort` none turns the thinking off.
 
     Raises:
         ApiError: One of them is none that a template may see.
     """
-    for name in given or {}:
+    given = {name: value for name, value in (body.chat_template_kwargs or {}).items() if value is not None}
+    for name in given:
         if name in _NO_TEMPLATE_KWARGS:
             raise bad_request(f"chat_template_kwargs: {name[:64]} can't be set here.", "chat_template_kwargs")
-    return {name: value for name, value in (given or {}).items() if value is not None}
+    options = {name: getattr(body, name) for name in ("documents", "add_generation_prompt", "continue_final_message")}
+    if body.reasoning_effort == "none" and _THINKING_SWITCH in template:
+        options[_THINKING_SWITCH] = False
+    return {name: value for name, value in options.items() if value is not None} | given

@@ -12,12 +12,13 @@ from pipelines.context import TextChunk, TextContext
 from pipelines.sampling.params import SamplingParams
 from pipelines.serve.chat.fields import ChatRequest
 from pipelines.serve.chat.messages import template_kwargs, template_messages
-from pipelines.serve.decoding import Decoding, decoding_of
+from pipelines.serve.chat.tools import with_tools
+from pipelines.serve.decoding import Decoding, decoding_of, new_contexts
 from pipelines.serve.errors import bad_request
 from pipelines.serve.fields import Usage
 from pipelines.serve.generation import Generation, stop_reason
 from pipelines.serve.service import Service
-from pipelines.text.parsers import Delta, OutputParser, ToolCall
+from pipelines.text.parsers import Delta, OutputParser
 from pipelines.text.prompts import EncodedPrompt
 
 
@@ -26,7 +27,7 @@ class TurnStep:
     """Addition of one chunk to one choice.
 
     index: of the choice. deltas: what the chunk's text says. finish_reason: None until the choice ends; `tool_calls`
-    where it ends by itself after a call. is_first: whether it is the choice's first.
+    where it ends by itself and its calls are complete. is_first: whether it is the choice's first.
     """
 
     index: int
@@ -42,17 +43,16 @@ class _Choice:
 
     parser: OutputParser
     has_begun: bool = False
-    has_tool_calls: bool = False
 
     def take(self, index: int, chunk: TextChunk) -> TurnStep:
         """Takes the chunk's text apart."""
         deltas = self.parser.push(chunk.text)
         if chunk.finish_reason is not None:
             deltas += self.parser.finish()
-        self.has_tool_calls |= any(isinstance(delta, ToolCall) for delta in deltas)
-        is_call = chunk.finish_reason == "stop" and self.has_tool_calls
+        reason = "stop" if self.parser.is_done else chunk.finish_reason
+        is_call = reason == "stop" and self.parser.has_whole_calls
         is_first, self.has_begun = not self.has_begun, True
-        return TurnStep(index, chunk, deltas, "tool_calls" if is_call else chunk.finish_reason, is_first)
+        return TurnStep(index, chunk, deltas, "tool_calls" if is_call else reason, is_first)
 
 
 class ChatTurn:
@@ -74,7 +74,10 @@ class ChatTurn:
         """
         async for index, chunk in self.generation:
             self._num_output_tokens += len(chunk.tokens)
-            yield self._choices[index].take(index, chunk)
+            step = self._choices[index].take(index, chunk)
+            if step.finish_reason is not None and chunk.finish_reason is None:
+                self.generation.end(index)
+            yield step
 
     def stop_reason(self, index: int) -> str | int | None:
         """The stop string or stop token that ended a choice; None where something else did."""
@@ -111,14 +114,8 @@ def chat_params(body: ChatRequest) -> list[SamplingParams]:
 async def _contexts(
     service: Service, body: ChatRequest, decoding: Decoding, params: Sequence[SamplingParams]
 ) -> list[TextContext]:
-    pipeline = service.pipeline
-    encode = await chat_encoder(service, body, decoding)
-
-    def make() -> list[TextContext]:
-        prompt = encode()
-        return [decoding.new_context(pipeline, prompt, each) for each in params]
-
-    return await service.off_loop(make)
+    prompt = await service.off_loop(await chat_encoder(service, body, decoding))
+    return await new_contexts(service, decoding, [prompt], params)
 
 
 async def chat_encoder(service: Service, body: ChatRequest, decoding: Decoding) -> Callable[[], EncodedPrompt]:
@@ -129,11 +126,15 @@ async def chat_encoder(service: Service, body: ChatRequest, decoding: Decoding) 
         InputError: An image can't be.
     """
     prompts = service.pipeline.prompts
-    messages, references = template_messages(body.messages, prompts.tokenizer.chat_template)
+    template = prompts.tokenizer.chat_template
+    messages, references = template_messages(body.messages, template)
     if references and prompts.load_image_processor is None:
         raise bad_request("The model takes text alone: leave the images out.", "messages")
-    options = {name: getattr(body, name) for name in ("documents", "add_generation_prompt", "continue_final_message")}
-    kwargs = {name: value for name, value in options.items() if value is not None}
-    kwargs |= template_kwargs(body.chat_template_kwargs) | dict(decoding.template_kwargs)
+    kwargs = template_kwargs(body, template)
     images = await service.images.load(references)
-    return lambda: prompts.encode_chat(messages, images, **kwargs)
+
+    def encode() -> EncodedPrompt:
+        with_them, tools = with_tools(messages, decoding.tools, template)
+        return prompts.encode_chat(with_them, images, **kwargs, **tools)
+
+    return encode

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fastapi import APIRouter, Request, Response
 
 from pipelines.context import TextContext
@@ -12,13 +10,14 @@ from pipelines.sampling.params import SamplingParams
 from pipelines.serve.answers import OPENAI, respond
 from pipelines.serve.completions.answer import CompletionAnswer
 from pipelines.serve.completions.fields import Completion, CompletionRequest
-from pipelines.serve.decoding import Decoding, decoding_of
+from pipelines.serve.decoding import decoding_of, new_contexts
 from pipelines.serve.errors import bad_request
 from pipelines.serve.fields import check_num_sequences
 from pipelines.serve.json_route import JsonRoute
 from pipelines.serve.models import answered_model
 from pipelines.serve.service import Service
 from pipelines.serve.sse import STREAM_RESPONSE
+from pipelines.text.prompts import EncodedPrompt
 from pipelines.text_generation import TextGenerationPipeline
 
 
@@ -49,11 +48,12 @@ async def start_completion(service: Service, body: CompletionRequest) -> Complet
     params = completion_params(body)
     echoes: list[str] = []
 
-    def make() -> list[TextContext]:
-        echoes.extend(_echoes(service.pipeline, body))
-        return _contexts(service.pipeline, body, decoding, params)
+    async def make() -> list[TextContext]:
+        echoes.extend(await service.off_loop(lambda: _echoes(service.pipeline, body)))
+        prompts = await service.off_loop(lambda: _encoded(service.pipeline, body))
+        return await new_contexts(service, decoding, prompts, params)
 
-    generation = await service.submit(lambda: service.off_loop(make), num_sequences)
+    generation = await service.submit(make, num_sequences, len(body.prompt))
     return CompletionAnswer(body, model, generation, echoes, service.token_texts)
 
 
@@ -67,18 +67,14 @@ def completion_params(body: CompletionRequest) -> list[SamplingParams]:
     return [body.params(choice, **given) for choice in range(body.num_choices)]
 
 
-def _contexts(
-    pipeline: TextGenerationPipeline, body: CompletionRequest, decoding: Decoding, params: Sequence[SamplingParams]
-) -> list[TextContext]:
-    """The sequences: for each prompt its choices."""
-    contexts = []
+def _encoded(pipeline: TextGenerationPipeline, body: CompletionRequest) -> list[EncodedPrompt]:
+    encoded = []
     for number, prompt in enumerate(body.prompt, 1):
         with naming_prompt(number, len(body.prompt)):
             if isinstance(prompt, str) and body.add_special_tokens is False:
                 prompt = pipeline.tokenizer.encode(prompt, add_special_tokens=False)
-            encoded = pipeline.prompts.encode(prompt)
-            contexts += [decoding.new_context(pipeline, encoded, each) for each in params]
-    return contexts
+            encoded.append(pipeline.prompts.encode(prompt))
+    return encoded
 
 
 def _echoes(pipeline: TextGenerationPipeline, body: CompletionRequest) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from typing import Protocol
 
 from pipelines.text.parsers.json_scanner import JsonScanner, is_json_literal
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class CallReader(Protocol):
@@ -81,22 +83,29 @@ class JsonCall(JsonScanner):
     def _end_member(self, key: str) -> None:
         self._key = ""
         if key == "name" and self._value.startswith('"') and not self._found_name:
-            self._found_name = json.loads(self._value)
+            self._found_name = _text(self._value) or ""
             self.is_bad = not self._found_name or (self._names is not None and self._found_name not in self._names)
         elif key in _ARGUMENT_KEYS and not self._value.startswith("{"):
             self._has_arguments = True
             self._take_unusual(self._value)
 
     def _take_unusual(self, value: str) -> None:
-        """Takes arguments that are a string of JSON, or null."""
-        self.arguments = json.loads(value) if value.startswith('"') else "{}"
-        self.is_bad = not value.startswith(('"', "null"))
+        """Takes arguments that are a string of JSON, or null; nothing counts as no arguments."""
+        text = _text(value) if value.startswith('"') else ""
+        self.arguments = text or "{}"
+        self.is_bad = text is None or not value.startswith(('"', "null"))
 
     def _end(self) -> None:
         if self.name is None or (self._needs_arguments and not self._has_arguments):
             self.name, self.is_bad = None, True
         elif not self._has_arguments:
             self.arguments = "{}"
+
+
+def _text(value: str) -> str | None:
+    """The text of a JSON string; None if it has half of a surrogate pair, which no answer can carry."""
+    text = str(json.loads(value))
+    return None if _SURROGATE.search(text) else text
 
 
 class Gemma4Call:

@@ -45,6 +45,14 @@ class OutputParser(Protocol):
     raises nothing: it becomes content.
     """
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer has as many calls as it may have: what follows is dropped."""
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and all of them are complete."""
+
     def push(self, text: str) -> list[Delta]:
         """Takes the next piece of the answer and returns what is certain now."""
 

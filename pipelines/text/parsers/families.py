@@ -26,8 +26,10 @@ class ToolFormat:
     signs: tuple[str, ...]
     not_signs: tuple[str, ...] = ()
 
-    def parser(self, tool_names: Collection[str], new_id: Callable[[], str] = new_call_id) -> ToolCallParser:
-        """Makes the parser of one answer. tool_names: of the request's tools."""
+    def parser(
+        self, tool_names: Collection[str], new_id: Callable[[], str] = new_call_id, max_calls: int | None = None
+    ) -> ToolCallParser:
+        """Makes the parser of one answer. tool_names: of the request's tools. max_calls: None: any number."""
         names = frozenset(tool_names)
 
         def read_call(has_opener: bool) -> CallReader:
@@ -37,7 +39,7 @@ class ToolFormat:
             is_sure = has_opener and self.name == "qwen3"
             return JsonCall(None if is_sure else names, needs_arguments=not is_sure)
 
-        return ToolCallParser(self.syntax, read_call, new_id)
+        return ToolCallParser(self.syntax, read_call, new_id, max_calls)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class ReasoningFormat:
 REASONING_FORMATS = (
     ReasoningFormat("qwen3", ThinkingSyntax("<think>", "</think>", tail="\n\n"), ("</think>",)),
     ReasoningFormat(
-        "gemma4", ThinkingSyntax("<|channel>", "<channel|>", head="thought\n", is_anywhere=True), ("<|channel>",)
+        "gemma4",
+        ThinkingSyntax("<|channel>", "<channel|>", head="thought\n", is_anywhere=True, switch="<|think|>"),
+        ("<|channel>",),
     ),
 )
 """Formats of thinking, in the order in which a chat template is compared with them."""
@@ -82,6 +86,16 @@ class AnswerParser:
 
     def __init__(self, reasoning: ReasoningParser | None, tools: ToolCallParser | None) -> None:
         self._reasoning, self._tools = reasoning, tools
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer has as many calls as it may have: what follows is dropped."""
+        return self._tools is not None and self._tools.is_done
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and all of them are complete."""
+        return self._tools is not None and self._tools.has_whole_calls
 
     def push(self, text: str) -> list[Delta]:
         """Takes the next piece of the answer and returns what is certain now."""
@@ -115,14 +129,16 @@ class AnswerFormat:
         tool_names: Collection[str] = (),
         is_thinking_open: bool = False,
         new_id: Callable[[], str] = new_call_id,
+        max_calls: int | None = None,
     ) -> OutputParser:
         """Makes the parser of one answer.
 
         tool_names: of the tools that the answer may call; none: no call is looked for. is_thinking_open: whether the
-        prompt ends within the opener of the thinking (`ThinkingSyntax.is_open`). new_id: makes the id of a call.
+        prompt ends within the thinking. new_id: makes the id of a call. max_calls: what follows them is dropped; None:
+        there may be any number.
         """
         reasoning = None if self.reasoning is None else ReasoningParser(self.reasoning.syntax, is_thinking_open)
-        tools = self.tools.parser(tool_names, new_id) if self.tools is not None and tool_names else None
+        tools = self.tools.parser(tool_names, new_id, max_calls) if self.tools is not None and tool_names else None
         return AnswerParser(reasoning, tools)
 
 

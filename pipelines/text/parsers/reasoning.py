@@ -14,7 +14,8 @@ class ThinkingSyntax:
 
     opener, closer: around it. head: a line that follows the opener and is no part of the thinking. tail: what the
     family writes between the closer and the answer. is_anywhere: whether thinking may begin again within the answer;
-    otherwise only at its start.
+    otherwise only at its start. switch: the token that a prompt has where thinking is on; empty: it is on unless the
+    prompt ends with thinking that is over.
     """
 
     opener: str
@@ -22,11 +23,27 @@ class ThinkingSyntax:
     head: str = ""
     tail: str = ""
     is_anywhere: bool = False
+    switch: str = ""
 
     def is_open(self, prompt: str) -> bool:
         """Whether a prompt, special tokens included, ends within the opener of the thinking; its end is enough."""
         end = prompt.rstrip()
         return end.endswith((self.opener, self.opener + self.head.rstrip()))
+
+    def is_over(self, prompt: str) -> bool:
+        """Whether a prompt, special tokens included, ends with thinking that is over; its end is enough."""
+        return prompt.rstrip().endswith(self.closer)
+
+    def split(self, begun: str) -> tuple[bool, str]:
+        """Splits the beginning of an answer, which has its special tokens.
+
+        Returns:
+            Whether it ends within the thinking, and what comes after the thinking.
+        """
+        opened, closed = begun.rfind(self.opener), begun.rfind(self.closer)
+        if opened > closed:
+            return True, ""
+        return False, begun if closed < 0 else begun[closed + len(self.closer) :].lstrip("\n")
 
 
 class ReasoningParser:

@@ -40,20 +40,37 @@ class ToolCallParser:
     Whitespace next to a call is dropped. A call that breaks before its name is certain becomes content, from its opener
     on; one that breaks later keeps the arguments that were given out, and the rest becomes content.
 
-    read_call: makes the reader of one call, told whether it has an opener. new_id: makes the id of a call.
+    read_call: makes the reader of one call, told whether it has an opener. new_id: makes the id of a call. max_calls:
+    what follows them is dropped; None: there may be any number.
     """
 
     def __init__(
-        self, syntax: CallSyntax, read_call: Callable[[bool], CallReader], new_id: Callable[[], str] = new_call_id
+        self,
+        syntax: CallSyntax,
+        read_call: Callable[[bool], CallReader],
+        new_id: Callable[[], str] = new_call_id,
+        max_calls: int | None = None,
     ) -> None:
-        self._syntax, self._read_call, self._new_id = syntax, read_call, new_id
+        self._syntax, self._read_call, self._new_id, self._max_calls = syntax, read_call, new_id, max_calls
         self._held = ""  # text that is not decided yet
         self._state = self._in_start if syntax.is_bare else self._in_content
         self._is_after_call = False  # so that whitespace is dropped
         self._call: CallReader | None = None
         self._raw = ""  # of a call without a name yet
         self._num_calls, self._is_named, self._has_opener = 0, False, False
+        self._num_whole = 0  # calls that are complete
         self._deltas: list[Delta] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there are as many calls as there may be: what follows is dropped."""
+        return self._num_calls == self._max_calls
+
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and all of them are complete."""
+        is_in_call = self._state == self._in_call and self._is_named
+        return self._num_whole > 0 and self._num_whole == self._num_calls + is_in_call
 
     def push(self, text: str) -> list[Delta]:
         """Takes the next piece of the text and returns what is certain now."""
@@ -134,8 +151,9 @@ class ToolCallParser:
 
     def _end_call(self, call: CallReader) -> None:
         self._give_arguments(call)
-        self._raw, self._state = "", self._after_call
-        self._num_calls, self._is_after_call = self._num_calls + 1, True
+        self._raw, self._is_after_call = "", True
+        self._num_calls, self._num_whole = self._num_calls + 1, self._num_whole + 1
+        self._state = self._at_end if self.is_done else self._after_call
 
     def _feed(self, call: CallReader, character: str) -> bool:
         """Feeds a character to a call; False if it does not belong there."""
@@ -164,7 +182,12 @@ class ToolCallParser:
             self._num_calls += 1
         else:
             self._show(self._raw)
-        self._raw, self._state = "", self._in_content
+        self._raw, self._state = "", self._at_end if self.is_done else self._in_content
+
+    def _at_end(self) -> bool:
+        """After the last call that there may be."""
+        self._held = ""
+        return False
 
     def _after_call(self) -> bool:
         """After a call: its closer, or another call, or content."""

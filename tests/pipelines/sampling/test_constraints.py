@@ -14,7 +14,14 @@ import pytest
 from structured import SIZE_PADDING, Vocabulary, generate, small_vocabulary
 
 from pipelines.errors import InputError
-from pipelines.sampling.constraints import Constraint, ConstraintCompiler, ConstraintError, Thinking, compiler
+from pipelines.sampling.constraints import (
+    CompilerBusyError,
+    Constraint,
+    ConstraintCompiler,
+    ConstraintError,
+    Thinking,
+    compiler,
+)
 from pipelines.sampling.sampler import NoTokenLeftError
 from pipelines.text.parsers import ThinkingSyntax
 
@@ -57,6 +64,18 @@ def test_a_grammar(vocabulary: Vocabulary) -> None:
     for seed in range(20):
         answer = generate(vocabulary, vocabulary.compiler.grammar(lark), rng(seed), max_steps=300)
         assert answer.finish_reason == "length" or isinstance(eval(answer.text), int)
+
+
+def test_a_choice(vocabulary: Vocabulary) -> None:
+    texts = ["yes", "no", 'a "quoted" \\ text', "a\x7f\x01\n\u2028b", "größe 中"]
+    found = {generate(vocabulary, vocabulary.compiler.choice(texts), rng(seed)).text for seed in range(30)}
+    assert found <= set(texts) and len(found) > 2
+    for text in texts:
+        constraint = vocabulary.compiler.choice(texts)
+        assert follow(constraint, vocabulary, text) and constraint.mask().any()
+    for wrong in ([], ["a"] * 5000, [""], ["a" * 20_000], ["\ud800"]):
+        with pytest.raises(InputError):
+            vocabulary.compiler.choice(wrong)
 
 
 def test_a_json_object(vocabulary: Vocabulary) -> None:
@@ -163,8 +182,8 @@ def test_what_is_large_advances_or_ends_its_request(vocabulary: Vocabulary, name
     method, argument = LARGE[name]
     try:
         answer = generate(vocabulary, getattr(vocabulary.compiler, method)(argument), rng(), max_steps=100)
-    except ConstraintError as error:
-        assert "\n" not in str(error)
+    except InputError as error:
+        assert "\n" not in str(error) and ("can't be used" in str(error) or isinstance(error, ConstraintError))
     else:
         assert answer.finish_reason in ("stop", "length")
 
@@ -177,11 +196,12 @@ def test_a_compilation_that_takes_too_long_is_left_behind(
     monkeypatch.setattr(compiler, "_matcher", lambda *arguments: is_released.wait(5))
     fresh = ConstraintCompiler(vocabulary.text, vocabulary.vocab_size, vocabulary.text.eos_token_ids)
     fresh.warm_up()
-    for _ in range(4):
-        with pytest.raises(InputError, match=r"takes more than 0\.05 s"):
-            fresh.regex("a")
-    with pytest.raises(InputError, match="try again later"):
-        fresh.regex("a")
+    for letter in "abcd":
+        for _ in range(2):  # no second thread for the second one
+            with pytest.raises(InputError, match=r"takes more than 0\.05 s"):
+                fresh.regex(letter)
+    with pytest.raises(CompilerBusyError, match="try again later"):
+        fresh.regex("e")
     is_released.set()
 
 
@@ -325,6 +345,22 @@ def test_thinking_comes_before(
     assert not think(make(body, Thinking(syntax)), vocabulary, thought, "c")
     assert not think(make(body, Thinking(syntax)), vocabulary, "", "c")
     assert think(make(body, Thinking(syntax, is_open=True)), vocabulary, f"Well.{syntax.closer}", answer)
+
+
+def test_panics_of_the_library_are_errors(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As the library's own, no Exception."""
+
+    def panic(*arguments: Any, **options: Any) -> Any:
+        raise PanicException("it went wrong")
+
+    fresh = ConstraintCompiler(vocabulary.text, vocabulary.vocab_size, vocabulary.text.eos_token_ids)
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="with this tokenizer: it went wrong"):
+        patched.setattr("llguidance.LLTokenizer", panic)
+        fresh.warm_up()
+    monkeypatch.setattr(compiler, "_matcher", panic)
+    with pytest.raises(InputError, match="can't be compiled: it went wrong"):
+        fresh.regex("a")
 
 
 def test_the_tokenizers_of_other_libraries_are_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import urllib.parse
 from typing import Any
 
 import jsonschema
@@ -12,11 +14,12 @@ from json_schemas import SchemaMaker
 from structured import PUBLISHED_FOLDER, Vocabulary, generate, published_vocabulary, small_vocabulary
 
 from pipelines.errors import InputError
-from pipelines.sampling.constraints import Thinking, tool_call_constraint
+from pipelines.sampling.constraints import Rule, Thinking, tool_call_constraint
 from pipelines.text.parsers import ParsedAnswer, answer_format, parse_answer
 from pipelines.text.parsers.families import REASONING_FORMATS
 
 FAMILIES = ["qwen3", "gemma4", "llama3", "gemma3"]
+MOST_SLOW = ["qwen3", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])]
 S = {"type": "string"}
 TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}}, "required": ["v"]}  # fmt: skip  # noqa: E501
 PARAMETERS: list[dict[str, Any]] = [
@@ -80,7 +83,7 @@ def test_named_calls_are_valid(family: str) -> None:
         check_arguments(answer, tools)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MOST_SLOW)
 def test_required_calls_are_valid(family: str) -> None:
     tools = [tool(f"tool_{number}", parameters) for number, parameters in enumerate(PARAMETERS)]
     numbers = set()
@@ -94,6 +97,7 @@ def test_required_calls_are_valid(family: str) -> None:
     assert len(numbers) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "llama3", "gemma3"])
 def test_random_schemas(family: str) -> None:
     for seed in range(20):
@@ -109,15 +113,16 @@ def test_auto(family: str) -> None:
     vocabulary, tools = small_vocabulary(), [tool("f", {"type": ["object"], "not": {}}), tool("g", PARAMETERS[2])]
     assert tool_call_constraint(vocabulary.compiler, family, tools) is None
     assert tool_call_constraint(vocabulary.compiler, family, tools, "auto") is None
+    assert tool_call_constraint(vocabulary.compiler, family, tools, "auto", parallel=False) is None
     assert tool_call_constraint(vocabulary.compiler, family, tools, "none", parallel=False) is None
     assert tool_call_constraint(vocabulary.compiler, family, [], "required") is None
+    strict = [tool("g", PARAMETERS[2], strict=True), tool("f", {"type": "object"})]
     counts = set()
     for seed in range(1, 20, 2):
-        answer = answer_of(vocabulary, family, tools, seed, "auto", parallel=False)
+        answer = answer_of(vocabulary, family, strict, seed, "auto", parallel=False)
         counts.add(len(answer.tool_calls))
-        assert all(isinstance(json.loads(call.arguments), dict) for call in answer.tool_calls)
+        check_arguments(answer, strict)
     assert counts <= {0, 1}
-    strict = [tool("g", PARAMETERS[2], strict=True)]
     for seed in range(1, 20, 2):
         check_arguments(answer_of(vocabulary, family, strict, seed, "auto"), strict)
 
@@ -159,6 +164,36 @@ def test_calls_after_thinking(reasoning: Any, is_open: bool) -> None:
     assert num_thought > 3
 
 
+TEXTS = {
+    "duration": ["P3D", "PT1H30M", "P2W", "PT5S"],
+    "hostname": ["localhost", "www.example-1.org"],
+    "ipv6": ["::", "::1", "fe80::1:2", "2001:db8:0:0:0:0:0:1"],
+    "uri": ["https://example.org/a/b?q=%20&r=1#x", "mailto:a@b.c", "http://localhost:8000"],
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_formats_of_gemma4_calls(name: str) -> None:
+    vocabulary, parameters = (
+        small_vocabulary(),
+        {"properties": {"x": {"type": "string", "format": name}}, "required": ["x"]},
+    )
+    tools = [tool("f", parameters)]
+    for text in TEXTS[name]:
+        constraint = tool_call_constraint(vocabulary.compiler, "gemma4", tools, "required")
+        assert constraint is not None
+        for token in vocabulary.ids(f'<|tool_call>call:f{{x:<|"|>{text}<|"|>}}<tool_call|>'):
+            assert constraint.allows(token), (text, vocabulary.text.decode([token]))
+            constraint.accept(token)
+    for seed in range(10):
+        answer = answer_of(vocabulary, "gemma4", tools, seed, "required")
+        check_arguments(answer, tools)
+        for call in answer.tool_calls:
+            text = json.loads(call.arguments)["x"]
+            assert name != "ipv6" or ipaddress.IPv6Address(text)
+            assert name != "uri" or urllib.parse.urlsplit(text).scheme
+
+
 @pytest.mark.parametrize(("parameters", "message"), [
     ({"properties": {"x": {"not": {}}}}, "not"),
     ({"properties": {"x": {"type": "string", "format": "color"}}}, "color"),
@@ -177,6 +212,46 @@ def test_calls_after_thinking(reasoning: Any, is_open: bool) -> None:
 def test_what_gemma4_calls_cannot_be_held_to(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         tool_call_constraint(small_vocabulary().compiler, "gemma4", [tool("f", parameters)], "required")
+
+
+ANSWERS: list[tuple[Rule, str]] = [
+    (Rule.json_schema({"properties": {"nbme": S}, "required": ["nbme"]}), '{"nbme": "x"}'),
+    (Rule.json_schema({"properties": {"name": S}, "additionalProperties": False}), '{"name": "f"}'),
+    (Rule.regex("[a-c]{3}"), "abc"),
+    (Rule.choice(["yes", "no"]), "yes"),
+    (Rule.grammar('start: "sum " NUMBER\nNUMBER: /[1-9]/'), "sum 5"),
+]  # fmt: skip
+CALLS = {
+    "qwen3": '<tool_call>\n{"name": "f", "arguments": {"x": "y"}}\n</tool_call>',
+    "gemma4": '<|tool_call>call:f{x:<|"|>y<|"|>}<tool_call|>',
+    "llama3": '{"name": "f", "parameters": {"x": "y"}}',
+    "gemma3": '{"name": "f", "parameters": {"x": "y"}}',
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("rule", "text"), ANSWERS)
+def test_an_answer_or_calls(family: str, rule: Rule, text: str) -> None:
+    """Either is allowed, in JSON too that begins as a call does, and nothing else."""
+    vocabulary, tools = small_vocabulary(), [tool("f", {"properties": {"x": S}})]
+    for each in (text, CALLS[family]):
+        constraint = tool_call_constraint(vocabulary.compiler, family, tools, answer=rule)
+        assert constraint is not None
+        for token in vocabulary.ids(each):
+            assert constraint.allows(token), vocabulary.text.decode([token])
+            constraint.accept(token)
+        assert constraint.allows(vocabulary.text.eos_token_ids[0])
+    constraint = tool_call_constraint(vocabulary.compiler, family, tools, answer=rule)
+    assert constraint is not None and not constraint.allows(vocabulary.ids("Well")[0])
+    forced = tool_call_constraint(vocabulary.compiler, family, tools, "required", answer=rule)
+    assert forced is not None and not forced.allows(vocabulary.ids("abc")[0])
+
+
+def test_the_tool_that_cant_be_held_is_named() -> None:
+    tools = [tool("good", {}), tool("bad", {"properties": {"x": {"not": {}}}})]
+    for family in FAMILIES:
+        with pytest.raises(InputError, match=r"the tool 'bad': .*not"):
+            tool_call_constraint(small_vocabulary().compiler, family, tools, "required")
 
 
 def test_refusals() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -21,3 +22,25 @@ def server() -> Iterator[LiveServer]:
 def client(server: LiveServer) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def writing() -> Iterator[Callable[..., httpx.Client]]:
+    """Makes the model of a family write these texts, and gives a client of its server."""
+    from chat_models import WritingModel, chat_vocabulary, writing_pipeline  # slow to import
+
+    servers: dict[str, tuple[LiveServer, httpx.Client]] = {}
+    with ExitStack() as stack:
+
+        def write(*texts: str, family: str = "qwen3") -> httpx.Client:
+            if family not in servers:
+                server = stack.enter_context(serving(writing_pipeline(family, [""])))
+                servers[family] = server, stack.enter_context(server.client())
+            model = servers[family][0].pipe.model
+            assert isinstance(model, WritingModel)
+            model.write([chat_vocabulary(family).ids(text) for text in texts])
+            return servers[family][1]
+
+        yield write
+    for server, _ in servers.values():
+        assert_idle(server.pipe)

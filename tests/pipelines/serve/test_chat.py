@@ -186,12 +186,11 @@ def test_roles_and_parts_become_what_templates_know(client: httpx.Client) -> Non
         {"role": "system", "content": [{"type": "text", "text": "B"}]},
         {"role": "user", "content": [{"type": "text", "text": "C"}, {"type": "input_text", "text": "D"}]},
         {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "tool", "content": "E", "tool_call_id": "1"},
     ]
     with serving() as server, server.client() as own:
         assert isinstance(server.pipe.tokenizer, ChatTokenizer)
         ask(own, messages=messages)
-        assert server.pipe.tokenizer.rendered == ["SA\n\nB;UC\nD;A;TE;=>"]
+        assert server.pipe.tokenizer.rendered == ["SA\n\nB;UC\nD;A;=>"]
 
 
 def test_template_variables_reach_the_template_but_nothing_else(client: httpx.Client) -> None:
@@ -228,10 +227,6 @@ def test_template_variables_reach_the_template_but_nothing_else(client: httpx.Cl
         ({"messages": [{"content": "A"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_json": {"type": "object"}}, "guided_json"),
     ],
 )
 def test_what_cant_be_served_is_a_400_that_names_the_field(

@@ -74,6 +74,15 @@ def test_bodies_have_a_limit_however_they_are_sent() -> None:
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(("key", "status"), [("right", 413), ("wrong", 401)])
+def test_a_client_that_sends_megabytes_before_it_reads_sees_why_they_are_refused(key: str, status: int) -> None:
+    """Otherwise the connection would be reset under it, and the answer be lost."""
+    with serving(max_request_bytes=2000, api_key="right") as server, server.client() as client:
+        for _ in range(3):
+            headers = {**JSON, "Authorization": f"Bearer {key}"}
+            error_of(client.post(CHAT, content=b"A" * 16 * 2**20, headers=headers), status)
+
+
 def test_a_body_that_never_ends_is_cut() -> None:
     with serving(body_timeout_s=0.2) as server, socket.create_connection(server.address) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -103,7 +112,7 @@ def test_a_key_protects_all_but_health() -> None:
     with serving(api_key="secret") as server, server.client() as client:
         for path in ("/health", "/ready"):
             assert client.get(path).status_code == 200
-        paths = ["/v1/models", "/version", "/openapi.json", "/nothing", "//health", "/health/"]
+        paths = ["/v1/models", "/version", "/openapi.json", "/nothing", f"{server.url}//health", "/health/"]
         for path in paths:
             assert error_of(client.get(path), 401)["type"] == "authentication_error"
         for wrong in ("Bearer", "Bearer wrong", "secret", "Basic secret"):

@@ -182,6 +182,78 @@ def test_arguments_stream() -> None:
     assert parser.push("</tool_call>") == parser.finish() == []
 
 
+@pytest.mark.parametrize(("tools", "text"), [
+    ("qwen3", f"Well: {QWEN3_CALL}\n{QWEN3_CALL} and more"),
+    ("gemma4", f"Well: {GEMMA4_CALL}{GEMMA4_CALL} and more"),
+    ("llama3", f"{LLAMA3_CALL}; {LLAMA3_CALL} and more"),
+    ("gemma3", f"{LLAMA3_CALL}\n{LLAMA3_CALL} and more"),
+])  # fmt: skip
+def test_what_follows_the_last_call_that_may_be_is_dropped(tools: str, text: str) -> None:
+    format = answer_format("", "none", tools)
+    for max_calls in (1, 2):
+        parser, answer = format.parser(NAMES, new_id=ids(), max_calls=max_calls), ParsedAnswer()
+        for character in text:
+            answer.add(parser.push(character))
+            assert parser.is_done == (len(answer.tool_calls) == max_calls and parser.has_whole_calls)
+        assert parser.is_done and parser.has_whole_calls and not parser.finish()
+        assert [call.arguments for call in answer.tool_calls] == [ARGUMENTS[tools]] * max_calls
+        assert "more" not in answer.content
+        assert parse_answer(format.parser(NAMES, new_id=ids(), max_calls=max_calls), text) == answer
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("text", "has_whole_calls"), [
+    (QWEN3_CALL, True),
+    (f"{QWEN3_CALL}\n{QWEN3_CALL} text", True),
+    (QWEN3_CALL.removesuffix("\n</tool_call>"), True),
+    (QWEN3_CALL[:-16], False),
+    (f"{QWEN3_CALL}\n{QWEN3_CALL[:-16]}", False),
+    (f"{QWEN3_CALL}\n<tool_call>", True),
+    (QWEN3_CALL.replace(": 1", ": 1,, "), False),
+    ("no call", False),
+])  # fmt: skip
+def test_whether_all_calls_are_complete(text: str, has_whole_calls: bool) -> None:
+    parser = answer_format("", "none", "qwen3").parser(NAMES)
+    parser.push(text)
+    assert parser.has_whole_calls == has_whole_calls
+    parser.finish()
+    assert parser.has_whole_calls == has_whole_calls
+    assert not answer_format("", "none", "qwen3").parser().has_whole_calls
+
+
+@pytest.mark.parametrize(("written", "is_call"), [
+    ('{"name": "\\ud800", "arguments": {}}', False),
+    ('{"name": "add", "arguments": "\\ud800"}', False),
+    ('{"name": "add", "arguments": {"x": "\\ud800"}}', True),
+    ('{"name": "add", "arguments": ""}', True),
+])  # fmt: skip
+def test_text_that_cant_be_sent_is_no_call(written: str, is_call: bool) -> None:
+    """Half of a surrogate pair has no UTF-8; its escape within arguments is left to the client."""
+    answer = assert_same_in_pieces(answer_format("", "none", "qwen3"), f"<tool_call>{written}</tool_call>")
+    assert bool(answer.tool_calls) == is_call
+    (answer.content + "".join(call.name + call.arguments for call in answer.tool_calls)).encode()
+    assert all(is_json(call.arguments) for call in answer.tool_calls)
+
+
+@pytest.mark.parametrize(("begun", "is_open", "rest"), [
+    ("", False, ""),
+    ("Well", False, "Well"),
+    ("<think>\nHm", True, ""),
+    ("<think>\nHm\n</think>\n\nWell", False, "Well"),
+    ("<think>\nHm\n</think>\n\n<think>again", True, ""),
+])  # fmt: skip
+def test_where_a_message_ends_that_is_continued(begun: str, is_open: bool, rest: str) -> None:
+    format = answer_format("", "qwen3").reasoning
+    assert format is not None and format.syntax.split(begun) == (is_open, rest)
+
+
 def test_thinking_that_the_prompt_opened() -> None:
     for name, text in (("qwen3", "\nHm.\n</think>\n\n5"), ("gemma4", "Hm.\n<channel|>5")):
         answer = assert_same_in_pieces(answer_format("", name, "none"), text, is_open=True)
@@ -198,6 +270,7 @@ def test_thinking_that_the_prompt_opened() -> None:
 def test_whether_a_prompt_opens_thinking(name: str, prompt: str, is_open: bool) -> None:
     format = answer_format("", name).reasoning
     assert format is not None and format.syntax.is_open(prompt) == is_open
+    assert format.syntax.is_over(prompt) == ("</think>" in prompt)
 
 
 def test_without_tools_nothing_is_a_call() -> None:
@@ -222,6 +295,9 @@ def test_any_text_in_any_pieces() -> None:
             whole = parse_answer(format.parser(NAMES, False, ids()), text)
             for _ in range(3):
                 assert in_pieces(format, text, rng) == whole, text
+            assert len(parse_answer(format.parser(NAMES, max_calls=1), text).tool_calls) == min(
+                len(whole.tool_calls), 1
+            )
 
 
 def test_unknown_names() -> None:
