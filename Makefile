@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test test-fast test-gpu-compile test-browser check bench clean
+.PHONY: demo test test-fast test-gpu-compile test-browser test-clients check bench clean
 
 demo: $(STAMPS)/run
 	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
@@ -24,6 +24,10 @@ test-gpu-compile: $(STAMPS)/test
 test-browser: $(STAMPS)/browser
 	$(BIN)/python tests/support/browser.py
 	$(BIN)/python -m pytest tests/pipelines/serve/test_page_in_browser.py
+
+# Real clients against a server on the demo model; installs them from PyPI and npm, which takes minutes the first time.
+test-clients: $(STAMPS)/run
+	$(BIN)/python scripts/try_clients.py
 
 check: $(STAMPS)/check
 	$(BIN)/ruff format --check .

@@ -47,7 +47,7 @@ CLIENTS = (
     Client("use_openai.mjs", ["openai"]),
     Client("use_anthropic.py", ["anthropic"]),
     Client("use_langchain.py", ["langchain-openai"]),
-    Client("use_litellm.py", ["litellm"]),
+    Client("use_litellm.py", ["litellm", "mcp"]),
     Client("use_llm.py", ["llm"]),
     Client("use_ai.mjs", ["ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible", "zod"]),
     Client("use_lm_eval.py", ["lm_eval[api]", "transformers"]),

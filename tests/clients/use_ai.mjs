@@ -24,7 +24,8 @@ assert.equal(typeof object.name, "string");
 console.log("an object for a schema");
 
 const weather = tool({ description: "Tells the weather.", inputSchema: z.object({ city: z.string().max(8) }) });
-const called = await generateText({ ...given, tools: { weather }, toolChoice: "required", maxOutputTokens: 64 });
+const providerOptions = { served: { parallel_tool_calls: false } };
+const called = await generateText({ ...given, tools: { weather }, toolChoice: "required", maxOutputTokens: 64, providerOptions });
 assert.equal(called.toolCalls[0].toolName, "weather");
 assert.equal(typeof called.toolCalls[0].input.city, "string");
 assert.equal(called.finishReason, "tool-calls");

@@ -31,7 +31,11 @@ print("count_tokens")
 schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}}, "required": ["city"]}
 tool = {"name": "weather", "description": "Tells the weather.", "input_schema": schema}
 answer = client.messages.create(
-    model=model, max_tokens=64, messages=messages, tools=[tool], tool_choice={"type": "any"}
+    model=model,
+    max_tokens=64,
+    messages=messages,
+    tools=[tool],
+    tool_choice={"type": "any", "disable_parallel_tool_use": True},
 )
 call = next(block for block in answer.content if block.type == "tool_use")
 assert call.name == "weather" and isinstance(call.input["city"], str) and answer.stop_reason == "tool_use"

@@ -3,8 +3,11 @@
 import json
 import os
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks another server for prices
+
 import litellm
 
+litellm.suppress_debug_info = True
 given = {
     "model": "openai/" + os.environ["MODEL"],
     "api_base": os.environ["URL"] + "/v1",
@@ -23,7 +26,7 @@ print("stream")
 
 schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}}, "required": ["city"]}
 tool = {"type": "function", "function": {"name": "weather", "description": "Tells the weather.", "parameters": schema}}
-answer = litellm.completion(messages=messages, tools=[tool], tool_choice="required", **given)
+answer = litellm.completion(messages=messages, tools=[tool], tool_choice="required", parallel_tool_calls=False, **given)
 (call,) = answer.choices[0].message.tool_calls[:1]
 assert call.function.name == "weather" and "city" in json.loads(call.function.arguments)
 assert answer.choices[0].finish_reason == "tool_calls"

@@ -42,12 +42,11 @@ with tempfile.TemporaryDirectory() as folder:
         "tokenizer": os.environ["TOKENIZER"],
         "tokenizer_backend": "huggingface",
         "num_concurrent": "4",
-        "batch_size": "2",
         "max_length": "512",
     }
     command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--include_path", folder]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
-    command += ["--tasks", ",".join(TASKS), "--output_path", folder]
+    command += ["--batch_size", "2", "--tasks", ",".join(TASKS), "--output_path", folder]
     env = {**os.environ, "OPENAI_API_KEY": os.environ["KEY"], "HF_HOME": folder, "HF_DATASETS_OFFLINE": "0"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

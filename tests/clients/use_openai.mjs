@@ -15,7 +15,7 @@ console.log("chat, streamed and whole");
 const parameters = { type: "object", properties: { city: { type: "string", maxLength: 8 } }, required: ["city"] };
 const tools = [{ type: "function", function: { name: "weather", description: "Tells the weather.", parameters } }];
 const called = await client.chat.completions
-  .stream({ model, messages, tools, tool_choice: "required", max_tokens: 64 })
+  .stream({ model, messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 64 })
   .finalChatCompletion();
 const call = called.choices[0].message.tool_calls[0];
 assert.equal(call.function.name, "weather");

@@ -38,7 +38,9 @@ answer = client.chat.completions.parse(
 assert isinstance(call.function.parsed_arguments, Person)
 print("parsed tool call")
 
-whole = client.completions.create(model=model, prompt=["def", "class"], max_tokens=8, logprobs=2, echo=True, n=2)
+loose = client.with_options()
+loose._strict_response_validation = False  # the package's types know no null for the first token of a prompt
+whole = loose.completions.create(model=model, prompt=["def", "class"], max_tokens=8, logprobs=2, echo=True, n=2)
 assert [choice.index for choice in whole.choices] == [0, 1, 2, 3] and whole.choices[0].logprobs.token_logprobs[
     0
 ] is None
@@ -46,8 +48,8 @@ print("completions, echoed with log probabilities")
 
 response = client.responses.create(model=model, input="def read(path):", max_output_tokens=32, temperature=0)
 with client.responses.stream(model=model, input="def read(path):", max_output_tokens=32, temperature=0) as stream:
-    final = stream.get_final_response()
-assert final.output_text == response.output_text
+    text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+assert text == response.output_text  # the helper's final response is there only for answers that are not cut
 parsed = client.responses.parse(model=model, input="A person:", text_format=Person, max_output_tokens=200)
 assert isinstance(parsed.output_parsed, Person)
 print("responses: whole, streamed, parsed")

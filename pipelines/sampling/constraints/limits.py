@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from pipelines.errors import InputError
+from pipelines.sampling.constraints.closing import closed
 
 MAX_SCHEMA_CHARACTERS = 128 * 2**10
 MAX_PATTERN_CHARACTERS = 16 * 2**10
@@ -36,7 +37,7 @@ def check_size(what: str, text: str, limit: int) -> None:
 
 
 def checked_schema(schema: Any) -> dict[str, Any]:
-    """Checks a JSON schema's size, and what the compiler would take too long for or not notice.
+    """Checks a JSON schema's size, and what the compiler would take too long for or not notice; closes its objects.
 
     Raises:
         InputError: The schema is none, is too large or too deep, or has such a keyword.
@@ -53,7 +54,7 @@ def checked_schema(schema: Any) -> dict[str, Any]:
         raise InputError(f"the JSON schema is not JSON: {error}") from error
     _check_keywords(schema)
     # x-guidance would set the compiler's own options.
-    return {key: value for key, value in schema.items() if key != "x-guidance"}
+    return closed({key: value for key, value in schema.items() if key != "x-guidance"})
 
 
 def _depth(value: Any) -> int:

@@ -13,7 +13,7 @@ from chat_models import chat_vocabulary, writing_pipeline
 from fake_model import assert_idle
 from serving import chat_pipeline, serving, stream
 
-RANDOM = {"temperature": 1, "max_tokens": 1000}
+RANDOM: dict[str, Any] = {"temperature": 1, "max_tokens": 1000, "seed": 0}
 END = str(chat_vocabulary("qwen3").text.eos_token_ids[0])
 
 
@@ -136,13 +136,13 @@ def test_one_call_at_most_where_it_is_forced(babbling: httpx.Client) -> None:
     for seed in range(12):
         for parallel in counts:
             body = {"tool_choice": "required", "parallel_tool_calls": parallel, "seed": seed, "logit_bias": {END: -9}}
-            counts[parallel].add(len(ask(babbling, **RANDOM, tools=TOOLS, **body)["message"]["tool_calls"]))
+            counts[parallel].add(len(ask(babbling, tools=TOOLS, **{**RANDOM, **body})["message"]["tool_calls"]))
     assert counts[False] == {1} and max(counts[True]) > 1
 
 
 def test_a_forced_call_that_is_cut_ends_by_its_length(babbling: httpx.Client) -> None:
     for max_tokens in (1, 5, 12):
-        body = {"temperature": 1, "max_tokens": max_tokens, "tools": TOOLS, "tool_choice": named("get_weather")}
+        body = {**RANDOM, "max_tokens": max_tokens, "tools": TOOLS, "tool_choice": named("get_weather")}
         choice = ask(babbling, **body)
         assert choice["finish_reason"] == "length"
         calls = choice["message"].get("tool_calls", [])
