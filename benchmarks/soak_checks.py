@@ -10,8 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -159,9 +159,9 @@ async def stalls(load: Load) -> bool:
     streams = [asyncio.create_task(decode(i)) for i in range(4)]
     while not all(len(each) > 4 for each in times):
         await asyncio.sleep(0.01)
-    begin, alone = time.monotonic(), _gaps(times)
-    rng = random.Random(0)
-    with health_of(load) as health:
+    alone, rng = _gaps(times), random.Random(0)
+    async with health_of(load) as health:
+        begin = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(prompt("long", [rng.randrange(10, 1000) for _ in range(num_long)]))
             await asyncio.sleep(0.05)
@@ -194,14 +194,14 @@ with httpx.Client(base_url=sys.argv[1]) as client:
 """
 
 
-@contextmanager
-def health_of(load: Load) -> Iterator[list[float]]:
+@asynccontextmanager
+async def health_of(load: Load) -> AsyncIterator[list[float]]:
     """Asks /health all the time, in a process of its own; the latencies in ms are there at the end of the block."""
     latencies: list[float] = []
     command = [sys.executable, "-c", HEALTH, str(load.client.base_url)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        await asyncio.to_thread(process.stdout.readline)
         yield latencies
         process.terminate()
         latencies += [float(line) for line in process.stdout if line.endswith("\n")]
@@ -230,7 +230,7 @@ async def templates(load: Load) -> bool:
     """/health answers while the templates of a hundred long chats are rendered."""
     messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": "value " * 40} for i in range(1001)]
     body = json.dumps({"messages": messages, "max_tokens": 1}).encode()
-    with health_of(load) as health:
+    async with health_of(load) as health:
         chats = [load.client.post("/v1/chat/completions", content=body) for _ in range(100)]
         statuses = {chat.status_code for chat in await asyncio.gather(*chats)}
     click.echo(f"  {len(body)} bytes each, answered {statuses}; /health: {_told(health)}")
