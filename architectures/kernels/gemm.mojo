@@ -15,6 +15,8 @@ comptime NC = 96
 """Rows of the weight that a core multiplies with a block: whole tiles and whole vectors."""
 comptime SLAB = 4 * MC
 """Most rows that are packed at a time."""
+comptime SERIAL = 1 << 17
+"""Up to so many values of x are packed sooner on one core than another core wakes up."""
 comptime L2_BYTES = 1 << 19
 """Part of L2 for packed rows."""
 
@@ -59,7 +61,11 @@ def gemm_slab[
     def pack(vector: Int) {imm}:
         pack_vector(packed, x, vector, M, K)
 
-    parallelize(pack, ceildiv(M, WIDTH))
+    if M * K > SERIAL:
+        parallelize(pack, ceildiv(M, WIDTH))
+    else:
+        for vector in range(ceildiv(M, WIDTH)):
+            pack(vector)
     var next_part = Int64(0)
     var counter = Pointer(to=next_part)
 
@@ -119,12 +125,12 @@ def multiply_block[
     # Rows that stay in L2 from end to end leave the weight's rows to be read in order.
     var is_small = M * K * 4 <= L2_BYTES
     var step = NR if is_small else NC
-    var next = size if is_small else NR * K
     for top in range(0, count, step):
         for k in range(0, K, size):
             var depth = min(size, K - k)
             for n in range(top, min(top + step, count), NR):
                 var weights = w.unsafe_offset(n * K + k)
+                var next = size if is_small and k + size < K else NR * K - (k if is_small else 0)
                 var next_weights = weights.unsafe_offset(next).unsafe_bitcast[UInt8]()
                 load_tile(tile, weights, min(NR, count - n), depth, K)
                 multiply_tile(
@@ -164,7 +170,7 @@ def multiply_tile(
         sums.unsafe_offset(whole),
         packed.unsafe_offset(whole * K + k),
         tile,
-        M - whole,
+        max(0, M - whole),
         depth,
         rest_stride(K),
         align_up(M, WIDTH),

@@ -9,7 +9,7 @@ from std.math import align_down, align_up, ceildiv
 from .vectors import HAS_32_REGISTERS, WIDTH, Vector, load, store, transpose, widen
 
 comptime NV = 4 if HAS_32_REGISTERS else 2
-"""Most vectors of rows in a panel: with NR rows of the weight, as many sums as leave registers for what is multiplied."""
+"""Most vectors of rows in a panel: with NR rows of the weight, their sums leave registers for what is multiplied."""
 comptime KC = 256
 """Most values along K in a piece. Sums of pieces are added, so that errors grow less than in one long sum."""
 comptime MAX_REST = WIDTH * 3 // 4
@@ -36,7 +36,7 @@ def panel_start(panel: Int, vectors: Int) -> Int:
 
 @always_inline
 def rest_stride(K: Int) -> Int:
-    """Distance of the rows that are not transposed: no power of two, which would put them into the same places of L1."""
+    """Distance of rows that are not transposed: no power of two, which would put them into the same places of L1."""
     return align_up(K, WIDTH) + WIDTH
 
 

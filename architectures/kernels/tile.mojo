@@ -4,7 +4,7 @@ A tile is a piece of NR rows of the weight in float32, TILE_STRIDE apart: anothe
 `load_tile`.
 """
 
-from std.math import align_up, ceildiv
+from std.math import ceildiv
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .pack import KC, NV, panel_start
@@ -19,7 +19,9 @@ comptime MR = 4 if NV == 4 else 1
 
 
 @always_inline
-def load_tile[dtype: DType](tile: Pointer[mut=True, Float32, _], w: Pointer[Scalar[dtype], _], rows: Int, depth: Int, K: Int):
+def load_tile[
+    dtype: DType
+](tile: Pointer[mut=True, Float32, _], w: Pointer[Scalar[dtype], _], rows: Int, depth: Int, K: Int):
     """Widens a piece of up to NR rows; the tile's other rows keep what they have, and nobody uses their products."""
     if rows == NR:
         comptime for r in range(NR):
@@ -46,11 +48,12 @@ def multiply_panels(
     for panel in range(ceildiv(vectors, NV)):
         var first = panel_start(panel, vectors)
         var width = panel_start(panel + 1, vectors) - first
+        var step = next_step if panel == 0 else 0
         var target = sums.unsafe_offset(first * WIDTH)
         var rows = packed.unsafe_offset(first * WIDTH * depth)
         comptime for V in range(1, NV + 1):
             if width == V:
-                micro_kernel[V](target, rows, tile, next_tile, next_stride, next_step if panel == 0 else 0, depth, sums_stride, adds)
+                micro_kernel[V](target, rows, tile, next_tile, next_stride, step, depth, sums_stride, adds)
 
 
 @always_inline
@@ -67,7 +70,10 @@ def micro_kernel[
     sums_stride: Int,
     adds: Bool,
 ):
-    """Sums [NR, V vectors of rows] = tile [NR, depth] @ x [depth, V vectors of rows], or that much more."""
+    """Sums [NR, V vectors of rows] = tile [NR, depth] @ x [depth, V vectors of rows], or that much more.
+
+    Meanwhile the next tile's weights are prefetched: `next_step` bytes of each row for a vector along K.
+    """
     var totals = Array[Vector, NR * V](fill=Vector(0))
     for start in range(0, depth, WIDTH):
         comptime for n in range(NR):
@@ -100,9 +106,11 @@ def multiply_rest(
     adds: Bool,
 ):
     """Sums [NR, rows] = tile [NR, depth] @ x [rows, depth].T, or that much more."""
-    var whole = max(0, rows - rows % MR)
+    var whole = rows - rows % MR
     for m in range(0, whole, MR):
-        multiply_rows[MR](sums.unsafe_offset(m), x.unsafe_offset(m * x_stride), tile, depth, x_stride, sums_stride, adds)
+        multiply_rows[MR](
+            sums.unsafe_offset(m), x.unsafe_offset(m * x_stride), tile, depth, x_stride, sums_stride, adds
+        )
     comptime for rest in range(1, MR):
         if rows - whole == rest:
             multiply_rows[rest](
@@ -122,6 +130,7 @@ def multiply_rows[
     sums_stride: Int,
     adds: Bool,
 ):
+    """Sums [NR, M] = tile [NR, depth] @ x [M, depth].T, or that much more; vectors along K."""
     var totals = Array[Vector, NR * M](fill=Vector(0))
     for k in range(0, depth, WIDTH):
         comptime for n in range(NR):

@@ -82,7 +82,7 @@ def test_products_equal_those_of_plain_loops(products: Model, out: int, size_in:
 @pytest.mark.compiles
 @pytest.mark.parametrize("num_rows", [2, 20, 40])
 def test_long_sums_are_as_exact_as_short_ones(products: Model, num_rows: int) -> None:
-    """Sums of n products err like a random walk of n steps up to UNIT * sqrt(step) / sqrt(3): by sqrt(n / 6) * n ** 0.5.
+    """Roundings are a random walk: step i of a sum is at most UNIT * sqrt(i / 3), n of them UNIT * sqrt(n * n / 6).
 
     One sum of 12,288 products would err five times as much as sums of pieces.
     """
