@@ -1,3 +1,4 @@
 from .attention import *
 from .experts import *
 from .matmul import *
+from .reference import *

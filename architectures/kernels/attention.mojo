@@ -11,8 +11,7 @@ from std.math import align_down, align_up, ceildiv, exp
 from std.sys.info import num_physical_cores
 from std.utils.numerics import neg_inf
 
-from .experts import copy
-from .matmul import WIDTH, Vector
+from .vectors import WIDTH, Vector, copy, zeros
 
 comptime ROWS = 8 if WIDTH >= 16 else 4
 """Rows of a tile."""
@@ -108,11 +107,6 @@ def attend_image(
             )
 
     parallelize(task, num_tasks)
-
-
-def zeros(count: Int) -> List[Vector]:
-    """A multiple of WIDTH; no vector of them crosses a line of the cache, which would halve the speed."""
-    return List[Vector](length=count // WIDTH, fill=Vector(0))
 
 
 def pack_keys(packed: Pointer[mut=True, Float32, _], k: Pointer[Float32, _], P: Int, H: Int, stride: Int):

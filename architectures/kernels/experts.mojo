@@ -4,10 +4,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import parallelize
 from max.gpu.host import DeviceContext
-from std.math import ceildiv
+from std.math import align_up, ceildiv
 from std.sys.info import num_physical_cores
 
-from .matmul import WIDTH, multiply_part
+from .gemm import gemm
+from .gemv import GEMV_ROWS, gemv
+from .vectors import WIDTH, copy, uninitialized
 
 
 @extensibility.register("graph_pipelines.expert_matmul")
@@ -31,57 +33,74 @@ struct ExpertMatmul:
         var K = x.dim_size(1)
         if R == 0:
             return
+        var sorted_rows = SortedRows(experts.unsafe_ptr(), R, w.dim_size(0) // N)
+        var gathered = uninitialized(align_up(R * K, WIDTH))
+        var products = uninitialized(align_up(R * N, WIDTH))
+        var x_rows = gathered.unsafe_ptr().unsafe_bitcast[Float32]()
+        var y_rows = products.unsafe_ptr().unsafe_bitcast[Float32]()
         var repeats = R // x.dim_size(0)
-        var num_experts = w.dim_size(0) // N
-        var starts = List[Int](length=num_experts + 1, fill=0)
-        for r in range(R):
-            starts[Int(experts[r]) + 1] += 1
-        for e in range(num_experts):
-            starts[e + 1] += starts[e]
-        var order = List[Int](length=R, fill=0)
-        var next_place = starts.copy()
-        for r in range(R):
-            var e = Int(experts[r])
-            order[next_place[e]] = r
-            next_place[e] += 1
-
-        var gathered = List[Float32](length=R * K, fill=0)
-        var products = List[Float32](length=R * N, fill=0)
-        var gathered_p = gathered.unsafe_ptr()
-        var products_p = products.unsafe_ptr()
         var xp = x.unsafe_ptr()
-        var wp = w.unsafe_ptr()
         var yp = y.unsafe_ptr()
         for place in range(R):
-            copy(gathered_p.unsafe_offset(place * K), xp.unsafe_offset(order[place] // repeats * K), K)
-        var num_tasks = num_physical_cores()
-        var share = ceildiv(N, num_tasks)
-
-        def task(t: Int) {imm}:
-            var first = t * share
-            var count = max(0, min(share, N - first))
-            for e in range(num_experts):
-                var M = starts[e + 1] - starts[e]
-                if M > 0:
-                    multiply_part(
-                        products_p.unsafe_offset(starts[e] * N + first),
-                        gathered_p.unsafe_offset(starts[e] * K),
-                        wp.unsafe_offset((e * N + first) * K),
-                        M,
-                        count,
-                        N,
-                        K,
-                    )
-
-        parallelize(task, num_tasks)
+            copy(x_rows.unsafe_offset(place * K), xp.unsafe_offset(sorted_rows.order[place] // repeats * K), K)
+        multiply_experts(y_rows, x_rows, w.unsafe_ptr(), sorted_rows.starts, N, K)
         for place in range(R):
-            copy(yp.unsafe_offset(order[place] * N), products_p.unsafe_offset(place * N), N)
+            copy(yp.unsafe_offset(sorted_rows.order[place] * N), y_rows.unsafe_offset(place * N), N)
 
 
-@always_inline
-def copy(target: Pointer[mut=True, Float32, _], source: Pointer[Float32, _], count: Int):
-    var whole = count - count % WIDTH
-    for i in range(0, whole, WIDTH):
-        target.unsafe_offset(i).unsafe_store(source.unsafe_offset(i).unsafe_load[width=WIDTH]())
-    for i in range(whole, count):
-        target.unsafe_offset(i).unsafe_store(source.unsafe_offset(i).unsafe_load())
+struct SortedRows:
+    """The rows in the order of their experts: those of expert e are `order[starts[e] : starts[e + 1]]`."""
+
+    var starts: List[Int]
+    var order: List[Int]
+
+    def __init__(out self, experts: Pointer[Int32, _], R: Int, num_experts: Int):
+        self.starts = List[Int](length=num_experts + 1, fill=0)
+        for r in range(R):
+            self.starts[Int(experts.unsafe_offset(r).unsafe_load()) + 1] += 1
+        for e in range(num_experts):
+            self.starts[e + 1] += self.starts[e]
+        self.order = List[Int](length=R, fill=0)
+        var next_place = self.starts.copy()
+        for r in range(R):
+            var e = Int(experts.unsafe_offset(r).unsafe_load())
+            self.order[next_place[e]] = r
+            next_place[e] += 1
+
+
+def multiply_experts[
+    dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    starts: List[Int],
+    N: Int,
+    K: Int,
+):
+    """The products of sorted rows: one expert after the other where it has many, all at once where they have few."""
+    var num_experts = len(starts) - 1
+    for e in range(num_experts):
+        var M = starts[e + 1] - starts[e]
+        if M > GEMV_ROWS:
+            gemm(y.unsafe_offset(starts[e] * N), x.unsafe_offset(starts[e] * K), w.unsafe_offset(e * N * K), M, N, K)
+    var num_tasks = num_physical_cores()
+    var share = ceildiv(N, num_tasks)
+
+    def task(t: Int) {imm}:
+        var first = t * share
+        var count = max(0, min(share, N - first))
+        for e in range(num_experts):
+            var M = starts[e + 1] - starts[e]
+            if 0 < M <= GEMV_ROWS:
+                gemv(
+                    y.unsafe_offset(starts[e] * N + first),
+                    x.unsafe_offset(starts[e] * K),
+                    w.unsafe_offset((e * N + first) * K),
+                    M,
+                    count,
+                    N,
+                    K,
+                )
+
+    parallelize(task, num_tasks)

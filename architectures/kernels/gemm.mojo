@@ -1,0 +1,199 @@
+"""Products of many rows on CPU: blocks of packed rows in L2 with tiles of weights in L1."""
+
+from max.algorithm import parallelize
+from std.atomic import Atomic
+from std.math import align_up, ceildiv
+from std.sys.info import num_physical_cores, size_of
+
+from .pack import num_vectors, pack_rows, packed_size, piece_size, rest_stride
+from .tile import NR, TILE_STRIDE, load_tile, multiply_panels, multiply_rest
+from .vectors import WIDTH, Vector, load, store, transpose, uninitialized, zeros
+
+comptime MC = 256
+"""Most rows of x in a block: a piece of them, up to KC values of each, takes a quarter of an L2 of 1 MiB."""
+comptime NC = 96
+"""Rows of the weight that a core multiplies with a block: whole tiles and whole vectors."""
+comptime SLAB = 4 * MC
+"""Most rows that are packed at a time."""
+comptime SERIAL = 1 << 17
+"""Up to so many values of x are packed sooner on one core than another core wakes up."""
+comptime L2_BYTES = 1 << 19
+"""Part of L2 for packed rows."""
+
+
+struct Scratch:
+    """A core's memory for a product: a tile of weights, and the sums [NC, M] of a block."""
+
+    var tile: List[Vector]
+    var sums: List[Vector]
+
+    def __init__(out self, M: Int):
+        self.tile = zeros(NR * TILE_STRIDE)
+        self.sums = uninitialized(NC * min(MC, align_up(M, WIDTH)))
+
+
+def gemm[
+    dtype: DType
+](y: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], w: Pointer[Scalar[dtype], _], M: Int, N: Int, K: Int):
+    """Y [M, N] = x [M, K] @ w [N, K].T on all cores."""
+    var memory = uninitialized(packed_size(min(M, SLAB), K))
+    var packed = memory.unsafe_ptr().unsafe_bitcast[Float32]()
+    for m in range(0, M, SLAB):
+        gemm_slab(y.unsafe_offset(m * N), x.unsafe_offset(m * K), w, packed, min(SLAB, M - m), N, K)
+
+
+def gemm_slab[
+    dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    packed: Pointer[mut=True, Float32, _],
+    M: Int,
+    N: Int,
+    K: Int,
+):
+    """All cores pack the rows; then each takes the next part of the outputs until none is left."""
+    var rows = block_rows(M)
+    var blocks = ceildiv(M, rows)
+    var parts = ceildiv(N, NC) * blocks
+
+    def pack(vector: Int) {imm}:
+        pack_vector(packed, x, vector, M, K)
+
+    if M * K > SERIAL:
+        parallelize(pack, ceildiv(M, WIDTH))
+    else:
+        for vector in range(ceildiv(M, WIDTH)):
+            pack(vector)
+    var next_part = Int64(0)
+    var counter = Pointer(to=next_part)
+
+    def work(_core: Int) {imm}:
+        var scratch = Scratch(rows)
+        var part = Int(Atomic[Int64].fetch_add(counter, 1))
+        while part < parts:
+            var m = part % blocks * rows
+            var n = part // blocks * NC
+            multiply_block(
+                y.unsafe_offset(m * N + n),
+                packed.unsafe_offset(m * K),
+                w.unsafe_offset(n * K),
+                scratch,
+                min(rows, M - m),
+                min(NC, N - n),
+                N,
+                K,
+            )
+            part = Int(Atomic[Int64].fetch_add(counter, 1))
+
+    parallelize(work, min(parts, num_physical_cores()))
+    _ = next_part
+
+
+@always_inline
+def block_rows(M: Int) -> Int:
+    """Rows of each block of M but the last: blocks are about equal, and whole vectors."""
+    return align_up(ceildiv(M, ceildiv(M, MC)), WIDTH)
+
+
+@always_inline
+def pack_vector(packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
+    """Packs up to WIDTH rows of M, where their block begins in the packed rows."""
+    var rows = block_rows(M)
+    var m = vector * WIDTH // rows * rows
+    pack_rows(packed.unsafe_offset(m * K), x.unsafe_offset(m * K), vector - m // WIDTH, min(rows, M - m), K)
+
+
+def multiply_block[
+    dtype: DType
+](
+    y: Pointer[mut=True, Float32, _],
+    packed: Pointer[Float32, _],
+    w: Pointer[Scalar[dtype], _],
+    mut scratch: Scratch,
+    M: Int,
+    count: Int,
+    N: Int,
+    K: Int,
+):
+    """The products of a block's M rows with `count` rows of the weight, piece by piece of K."""
+    var sums = scratch.sums.unsafe_ptr().unsafe_bitcast[Float32]()
+    var tile = scratch.tile.unsafe_ptr().unsafe_bitcast[Float32]()
+    var padded_M = align_up(M, WIDTH)
+    var size = piece_size(K)
+    # Rows that stay in L2 from end to end leave the weight's rows to be read in order.
+    var is_small = M * K * 4 <= L2_BYTES
+    var step = NR if is_small else NC
+    for top in range(0, count, step):
+        for k in range(0, K, size):
+            var depth = min(size, K - k)
+            for n in range(top, min(top + step, count), NR):
+                var weights = w.unsafe_offset(n * K + k)
+                var next = size if is_small and k + size < K else NR * K - (k if is_small else 0)
+                var next_weights = weights.unsafe_offset(next).unsafe_bitcast[UInt8]()
+                load_tile(tile, weights, min(NR, count - n), depth, K)
+                multiply_tile(
+                    sums.unsafe_offset(n * padded_M), packed, tile, next_weights, size_of[dtype](), M, k, depth, K
+                )
+    transpose_sums(y, sums, M, count, padded_M, N)
+
+
+@always_inline
+def multiply_tile(
+    sums: Pointer[mut=True, Float32, _],
+    packed: Pointer[Float32, _],
+    tile: Pointer[Float32, _],
+    next_weights: Pointer[UInt8, _],
+    weight_bytes: Int,
+    M: Int,
+    k: Int,
+    depth: Int,
+    K: Int,
+):
+    """Sums [NR, M] = tile @ the piece at k of M packed rows, added to what the pieces before it gave."""
+    var vectors = num_vectors(M)
+    var whole = vectors * WIDTH
+    multiply_panels(
+        sums,
+        packed.unsafe_offset(k * whole),
+        tile,
+        next_weights,
+        K * weight_bytes,
+        WIDTH * weight_bytes,
+        vectors,
+        depth,
+        align_up(M, WIDTH),
+        k > 0,
+    )
+    multiply_rest(
+        sums.unsafe_offset(whole),
+        packed.unsafe_offset(whole * K + k),
+        tile,
+        max(0, M - whole),
+        depth,
+        rest_stride(K),
+        align_up(M, WIDTH),
+        k > 0,
+    )
+
+
+def transpose_sums(
+    y: Pointer[mut=True, Float32, _], sums: Pointer[Float32, _], M: Int, count: Int, padded_M: Int, N: Int
+):
+    """Y [M, count] = sums [count, M].T."""
+    for m in range(0, M, WIDTH):
+        for n in range(0, count, WIDTH):
+            var square = Array[Vector, WIDTH](fill=Vector(0))
+            comptime for i in range(WIDTH):
+                square[i] = load(sums, (n + i) * padded_M + m)
+            transpose(square)
+            var columns = min(WIDTH, count - n)
+            comptime for i in range(WIDTH):
+                if m + i < M:
+                    var target = y.unsafe_offset((m + i) * N + n)
+                    if columns == WIDTH:
+                        store(target, 0, square[i])
+                    else:
+                        for j in range(columns):
+                            target.unsafe_offset(j).unsafe_store(square[i][j])

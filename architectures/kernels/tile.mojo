@@ -1,0 +1,144 @@
+"""Products of packed rows with a tile of weights that stays in L1.
+
+A tile is a piece of NR rows of the weight in float32, TILE_STRIDE apart: another format of weights is another
+`load_tile`.
+"""
+
+from std.math import ceildiv
+from std.sys.intrinsics import PrefetchOptions, prefetch
+
+from .pack import KC, NV, panel_start
+from .vectors import WIDTH, Vector, load, store, widen
+
+comptime NR = 6
+"""Rows of the weight in a tile."""
+comptime TILE_STRIDE = KC + WIDTH
+"""Distance of a tile's rows: not a power of two, which would put them into the same places of L1."""
+comptime MR = 4 if NV == 4 else 1
+"""Rows that are multiplied at a time with a tile's rows as they are."""
+
+
+@always_inline
+def load_tile[
+    dtype: DType
+](tile: Pointer[mut=True, Float32, _], w: Pointer[Scalar[dtype], _], rows: Int, depth: Int, K: Int):
+    """Widens a piece of up to NR rows; the tile's other rows keep what they have, and nobody uses their products."""
+    if rows == NR:
+        comptime for r in range(NR):
+            widen(tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
+    else:
+        for r in range(rows):
+            widen(tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
+
+
+@always_inline
+def multiply_panels(
+    sums: Pointer[mut=True, Float32, _],
+    packed: Pointer[Float32, _],
+    tile: Pointer[Float32, _],
+    next_tile: Pointer[UInt8, _],
+    next_stride: Int,
+    next_step: Int,
+    vectors: Int,
+    depth: Int,
+    sums_stride: Int,
+    adds: Bool,
+):
+    """Sums [NR, vectors of rows] = tile @ packed rows, or that much more."""
+    for panel in range(ceildiv(vectors, NV)):
+        var first = panel_start(panel, vectors)
+        var width = panel_start(panel + 1, vectors) - first
+        var step = next_step if panel == 0 else 0
+        var target = sums.unsafe_offset(first * WIDTH)
+        var rows = packed.unsafe_offset(first * WIDTH * depth)
+        comptime for V in range(1, NV + 1):
+            if width == V:
+                micro_kernel[V](target, rows, tile, next_tile, next_stride, step, depth, sums_stride, adds)
+
+
+@always_inline
+def micro_kernel[
+    V: Int
+](
+    sums: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    tile: Pointer[Float32, _],
+    next_tile: Pointer[UInt8, _],
+    next_stride: Int,
+    next_step: Int,
+    depth: Int,
+    sums_stride: Int,
+    adds: Bool,
+):
+    """Sums [NR, V vectors of rows] = tile [NR, depth] @ x [depth, V vectors of rows], or that much more.
+
+    Meanwhile the next tile's weights are prefetched: `next_step` bytes of each row for a vector along K.
+    """
+    var totals = Array[Vector, NR * V](fill=Vector(0))
+    for start in range(0, depth, WIDTH):
+        comptime for n in range(NR):
+            prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](
+                next_tile.unsafe_offset(n * next_stride + start // WIDTH * next_step)
+            )
+        for k in range(start, min(start + WIDTH, depth)):
+            var inputs = Array[Vector, V](fill=Vector(0))
+            comptime for v in range(V):
+                inputs[v] = load(x, (k * V + v) * WIDTH)
+            comptime for n in range(NR):
+                var weight = Vector(tile.unsafe_offset(n * TILE_STRIDE + k).unsafe_load())
+                comptime for v in range(V):
+                    totals[n * V + v] = weight.fma(inputs[v], totals[n * V + v])
+    comptime for n in range(NR):
+        comptime for v in range(V):
+            var i = n * sums_stride + v * WIDTH
+            store(sums, i, totals[n * V + v] + load(sums, i) if adds else totals[n * V + v])
+
+
+@always_inline
+def multiply_rest(
+    sums: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    tile: Pointer[Float32, _],
+    rows: Int,
+    depth: Int,
+    x_stride: Int,
+    sums_stride: Int,
+    adds: Bool,
+):
+    """Sums [NR, rows] = tile [NR, depth] @ x [rows, depth].T, or that much more."""
+    var whole = rows - rows % MR
+    for m in range(0, whole, MR):
+        multiply_rows[MR](
+            sums.unsafe_offset(m), x.unsafe_offset(m * x_stride), tile, depth, x_stride, sums_stride, adds
+        )
+    comptime for rest in range(1, MR):
+        if rows - whole == rest:
+            multiply_rows[rest](
+                sums.unsafe_offset(whole), x.unsafe_offset(whole * x_stride), tile, depth, x_stride, sums_stride, adds
+            )
+
+
+@always_inline
+def multiply_rows[
+    M: Int
+](
+    sums: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    tile: Pointer[Float32, _],
+    depth: Int,
+    x_stride: Int,
+    sums_stride: Int,
+    adds: Bool,
+):
+    """Sums [NR, M] = tile [NR, depth] @ x [M, depth].T, or that much more; vectors along K."""
+    var totals = Array[Vector, NR * M](fill=Vector(0))
+    for k in range(0, depth, WIDTH):
+        comptime for n in range(NR):
+            var weights = load(tile, n * TILE_STRIDE + k)
+            comptime for m in range(M):
+                totals[n * M + m] = weights.fma(load(x, m * x_stride + k), totals[n * M + m])
+    comptime for n in range(NR):
+        comptime for m in range(M):
+            var target = sums.unsafe_offset(n * sums_stride + m)
+            var total = totals[n * M + m].reduce_add()
+            target.unsafe_store(total + target.unsafe_load() if adds else total)
