@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.sampling.constraints.closing import closed
+from pipelines.sampling.constraints.shape import check_shape
 
 MAX_SCHEMA_CHARACTERS = 128 * 2**10
 MAX_PATTERN_CHARACTERS = 16 * 2**10
@@ -18,6 +19,7 @@ MAX_CHOICES = 4096
 _MAX_DEPTH = 100
 # The automaton of `multipleOf` has a state for each remainder: this many take half a second.
 _MAX_MULTIPLE = 100_000
+_INF = float("inf")
 
 
 def check_size(what: str, text: str, limit: int) -> None:
@@ -50,9 +52,10 @@ def checked_schema(schema: Any) -> dict[str, Any]:
         raise InputError(f"the JSON schema is nested more than {_MAX_DEPTH} levels deep: flatten it")
     try:
         check_size("JSON schema", json.dumps(schema, ensure_ascii=False), MAX_SCHEMA_CHARACTERS)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # numbers of thousands of digits can't be written
         raise InputError(f"the JSON schema is not JSON: {error}") from error
     _check_keywords(schema)
+    check_shape(schema)
     # x-guidance would set the compiler's own options.
     return closed({key: value for key, value in schema.items() if key != "x-guidance"})
 
@@ -89,9 +92,9 @@ def _check_keywords(schema: Mapping[str, Any]) -> None:
         required, least = part.get("required"), part.get("minProperties")
         if isinstance(least, int) and least > 1 + (len(required) if isinstance(required, list) else 0):
             # The compiler does not see to it that the keys of an object differ.
-            raise InputError(f"the JSON schema's minProperties {least} can't be enforced: put properties into required")
+            raise InputError("the JSON schema's minProperties can't be enforced: put properties into required")
         multiple = part.get("multipleOf")
-        if isinstance(multiple, int | float) and not isinstance(multiple, bool) and math.isfinite(multiple):
+        if isinstance(multiple, int | float) and not isinstance(multiple, bool) and multiple not in (_INF, -_INF):
             multiples.append(abs(Decimal(str(multiple))))
     scale = max((-int(multiple.as_tuple().exponent) for multiple in multiples), default=0)
     if scale > 30 or math.lcm(*(int(multiple.scaleb(scale)) for multiple in multiples)) > _MAX_MULTIPLE:

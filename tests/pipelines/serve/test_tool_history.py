@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from chat_client import TOOLS, USER, Writing, ask, named, refused, tool
+from chat_client import CHAT, TOOLS, USER, Writing, ask, named, refused, tool
 from chat_models import FAMILIES, chat_vocabulary
 
 
@@ -114,6 +114,16 @@ def test_histories_of_another_shape_are_a_400(
         ask(client, messages=messages, tools=TOOLS)
     else:
         assert refused(client, messages=messages, tools=TOOLS)["param"].startswith(param)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma4", "gemma3"])
+def test_numbers_that_cant_be_written_are_a_400(writing: Writing, family: str) -> None:
+    client, digits = writing("Fine.", family=family), "1" * 5000
+    tools = json.dumps([tool("f", {"maximum": 0})]).replace("0", digits)
+    response = client.post(CHAT, content=f'{{"messages": {json.dumps(USER)}, "tools": {tools}}}')
+    assert response.status_code == 400 and response.json()["error"]["code"] == "invalid_json"
+    response = client.post(CHAT, json={"messages": history(call(f'{{"x": {digits}}}'))})
+    assert response.status_code in (200, 400), response.text
 
 
 def test_reasoning_comes_back_under_either_name(writing: Writing) -> None:
