@@ -58,7 +58,9 @@ class Load:
 
     async def pieces(self, **body: Any) -> AsyncIterator[tuple[str, float]]:
         """The pieces of a stream, with the times at which they came."""
-        async with self.client.stream("POST", PATH, json={"stream": True, **body}) as response:
+        # With usage, tokens that complete no character have chunks too.
+        options = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+        async with self.client.stream("POST", PATH, json={**options, **body}) as response:
             assert response.status_code == 200, await response.aread()
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
