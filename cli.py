@@ -97,6 +97,12 @@ _MODEL_OPTIONS = (
         "--max-length", type=int, help="Tokens of prompt and output.  [default: the model's limit, or what fits]"
     ),
     click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once."),
+    click.option(
+        "--max-batch-tokens",
+        type=int,
+        help="Tokens of a step, of prompts and outputs together: fewer keep outputs flowing beside long prompts, more"
+        " compute prompts faster.  [default: 512 on CPU, 2048 on GPU]",
+    ),
     click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
     click.option("--quantization-encoding", type=click.Choice([AUTO, *ENCODINGS]), default=AUTO, show_default=True),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),

@@ -66,8 +66,8 @@ EXPORTED = {
     "architectures.qwen3": "Qwen3Config Qwen3Inputs Qwen3Model",
 }
 MODEL_OPTIONS = """
-    --model --revision --max-length --max-batch-size --devices --quantization-encoding --kv-cache-memory
-    --generation-config --custom-architectures --trust-remote-code
+    --model --revision --max-length --max-batch-size --max-batch-tokens --devices --quantization-encoding
+    --kv-cache-memory --generation-config --custom-architectures --trust-remote-code
 """
 OPTIONS = {
     "generate": f"""
