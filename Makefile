@@ -12,7 +12,7 @@ demo: $(STAMPS)/run
 test: $(STAMPS)/test
 	$(BIN)/python -m pytest
 
-# Neither compiles a graph nor takes seconds: two minutes on two cores.
+# Neither compiles a graph nor takes seconds: a minute on two cores.
 test-fast: $(STAMPS)/test
 	$(BIN)/python -m pytest -m 'not compiles and not slow'
 

@@ -18,6 +18,8 @@ from PIL import Image
 
 from pipelines.loading.checkpoint import DEMO_FOLDER
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 Header = dict[str, dict[str, Any]]
 UP_PROJ, NORM = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
 

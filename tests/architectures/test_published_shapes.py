@@ -21,6 +21,8 @@ from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights
 from pipelines.registry import Registry
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 SMALLEST = (
     "google__gemma-3-270m-it",
     "google__gemma-4-E2B-it",

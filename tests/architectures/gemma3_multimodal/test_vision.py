@@ -43,6 +43,8 @@ from pipelines.loading.encodings import encoding
 from pipelines.loading.safetensors_file import DTYPES
 from pipelines.loading.weights import check_weights, materialize, open_state_dict, rename
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 Values = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4

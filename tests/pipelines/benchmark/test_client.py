@@ -16,6 +16,8 @@ from pipelines.benchmark.outcome import Outcome, RequestPlan
 from pipelines.benchmark.settings import BenchmarkSettings
 from pipelines.errors import InputError
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 PATH, CHAT_PATH = "/v1/completions", "/v1/chat/completions"
 ANSWER = (chunk("a"), chunk("b"), chunk("", "length"), usage(7, 2), DONE)
 

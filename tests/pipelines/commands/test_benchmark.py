@@ -19,6 +19,8 @@ import cli
 from pipelines.text.prompts import PromptEncoder
 from pipelines.text_generation import TextGenerationPipeline
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 LATENCIES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 KEYS = {
     "version",

@@ -17,6 +17,8 @@ import pipelines.media.fetch
 from pipelines.errors import InputError
 from pipelines.media.fetch import fetch, is_public
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 PUBLIC = "93.184.216.34"  # nothing here connects to it
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"

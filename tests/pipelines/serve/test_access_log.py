@@ -16,6 +16,8 @@ from pipelines.context import RequestTimes, TextContext
 from pipelines.serve.access_log import GenerationNotes, log_request, noting_generations
 from pipelines.serve.generation import Generation
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 PATH = "/v1/completions"
 TEXT = {"prompt": "ABCDEF", "max_tokens": 4, "ignore_eos": True}
 WORK = ("prompt_tokens", "cached_tokens", "output_tokens", "queue_s", "first_token_s", "finish_reasons")

@@ -17,6 +17,8 @@ from openai.types.shared import ReasoningEffort
 from pydantic import BaseModel, Field
 from serving import MODEL, LiveServer, serving
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 8}},

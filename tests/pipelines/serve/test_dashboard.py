@@ -17,6 +17,8 @@ from serving import Held, chat_pipeline, eventually, model_of, post_in_backgroun
 
 import cli
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 ROOT = Path(cli.__file__).parent
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

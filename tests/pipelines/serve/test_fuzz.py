@@ -15,6 +15,8 @@ from fake_model import assert_idle
 from serving import MODEL, LiveServer, serving
 from turns import named_events
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}
 SAMPLING = {"temperature": 1, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "seed": 1, "stop": ["!"], "logit_bias": {"5": 1}}
 RESPONSES: dict[str, Any] = {

@@ -16,6 +16,8 @@ from pipelines import SamplingParams
 from pipelines.context import TextContext
 from pipelines.serve.generation import Generation
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 PATH = "/v1/completions"
 
 

@@ -15,6 +15,8 @@ from serving import ChatTokenizer, LiveServer, chat_pipeline, serving
 
 from pipelines.serve.anthropic.fields import MessagesRequest
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 
 def rendered(server: LiveServer) -> str:
     tokenizer = server.pipe.prompts.tokenizer

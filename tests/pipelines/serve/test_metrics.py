@@ -21,6 +21,8 @@ from pipelines.serve.metrics import HISTOGRAMS, Metrics
 from pipelines.serve.service import Service
 from pipelines.serve.settings import ServeSettings
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 PATH = "/v1/completions"
 CHAT = {"messages": [{"role": "user", "content": "ABC"}], "ignore_eos": True}
 LONG: dict[str, Any] = {"prompt": "AB", "max_tokens": 50, "ignore_eos": True}

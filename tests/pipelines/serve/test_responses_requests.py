@@ -15,6 +15,8 @@ from serving import ChatTokenizer, LiveServer
 
 from pipelines.serve.responses.fields import ResponsesRequest
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 
 def rendered(server: LiveServer) -> str:
     tokenizer = server.pipe.prompts.tokenizer

@@ -17,6 +17,8 @@ from serving import LiveServer, eventually, post_in_background, serving, stream
 
 from pipelines.sampling.constraints import compiler
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},

@@ -16,6 +16,8 @@ from fake_model import assert_idle
 from serving import LiveServer, serving
 from structured import PUBLISHED_FOLDER
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 S = {"type": "string"}
 PARAMETERS: list[dict[str, Any]] = [
     {"type": "object", "properties": {}, "additionalProperties": False},

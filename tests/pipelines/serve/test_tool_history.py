@@ -10,6 +10,8 @@ import pytest
 from chat_client import CHAT, TOOLS, USER, Writing, ask, named, refused, tool
 from chat_models import FAMILIES, chat_vocabulary
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 
 def prompt_of(client: httpx.Client, **body: Any) -> str:
     """The prompt as the template renders it."""

@@ -13,6 +13,8 @@ from chat_models import chat_vocabulary, writing_pipeline
 from fake_model import assert_idle
 from serving import chat_pipeline, serving, stream
 
+pytestmark = pytest.mark.slow  # together they take seconds
+
 RANDOM: dict[str, Any] = {"temperature": 1, "max_tokens": 1000, "seed": 0}
 END = str(chat_vocabulary("qwen3").text.eos_token_ids[0])
 
