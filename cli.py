@@ -198,7 +198,11 @@ def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float 
 @_model_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=int, default=8000, show_default=True, help="0 takes any that is free.")
-@click.option("--api-key", envvar="PIPELINES_API_KEY", help="Asked of clients on all routes but /health and /ready.")
+@click.option(
+    "--api-key",
+    envvar="PIPELINES_API_KEY",
+    help="Asked of clients on all routes but /health, /ready and the chat page.",
+)
 @click.option("--served-model-name", "served_model_names", multiple=True, metavar="NAME", help="May be repeated.")
 @click.option("--max-queue-size", type=int, default=512, show_default=True, help="Requests that may wait.")
 @click.option(

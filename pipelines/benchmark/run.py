@@ -21,7 +21,7 @@ from pipelines.benchmark.settings import DEFAULT_NUM_REQUESTS, BenchmarkSettings
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What a run has measured. notes: sentences that a reader of the numbers should know."""
+    """The measurements of a run. notes: sentences that a reader of the numbers should know."""
 
     settings: BenchmarkSettings
     report: Report

@@ -1,4 +1,4 @@
-"""What routes that generate have in common: an answer is sent whole or as events, and ends when the client leaves."""
+"""Answers of the routes that generate: sent whole or as events, for as long as the client is there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from pipelines.serve.errors import ApiError, naming_fields
+from pipelines.serve.fields import GenerationFields
 from pipelines.serve.service import Service
 from pipelines.serve.sse import DONE, EventSource, EventStream, event, unless_client_leaves, with_error_event
 from pipelines.serve.wire import JsonResponse
@@ -38,7 +39,7 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class Framing:
-    """How the streams of an API end. error_event: the event of a failure. end: the text behind the last event."""
+    """The end of an API's streams. error_event: the event of a failure. end: the text behind the last event."""
 
     error_event: Callable[[ApiError], str]
     end: str
@@ -51,13 +52,13 @@ OPENAI = Framing(lambda error: event(error.body), DONE)
 async def respond(
     service: Service,
     request: Request,
-    body: BaseModel,
+    body: GenerationFields,
     starting: Coroutine[Any, Any, Answer],
     framing: Framing,
 ) -> Response:
     """Answers a request, whole or as a stream, for as long as the client is there.
 
-    body: the request, whose fields an error may name; its `stream` says how. starting: queues it.
+    body: the request, whose fields an error may name. starting: queues it.
 
     Raises:
         ApiError: The request can't be served, or failed before anything was sent.
@@ -65,7 +66,7 @@ async def respond(
     """
     with naming_fields(type(body).model_fields):
         answer = await unless_client_leaves(request.receive, starting)
-    if getattr(body, "stream", None):
+    if body.stream:
         events = with_error_event(answer.events(), framing.error_event, framing.end)
         return EventStream(events, answer.close, service.settings.send_timeout_s)
     return JsonResponse(await unless_client_leaves(request.receive, answer.complete()))

@@ -34,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockChange:
-    """What happens to a block: it starts empty, gets more text, or ends. text: the addition."""
+    """A change of a block: it starts empty, gets more text, or ends. text: the addition."""
 
     kind: Literal["start", "delta", "end"]
     block: Block

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
 import sys
@@ -126,8 +125,6 @@ class Server(uvicorn.Server):
         await self._service.is_loaded.wait()
         if self._service.error is not None:
             self.should_exit = True
-        gc.collect()
-        gc.freeze()  # the collector need not walk all that was loaded, for tenths of a second, while requests wait
 
     async def _drain_requests(self) -> None:
         deadline = time.monotonic() + self._settings.shutdown_timeout_s

@@ -6,9 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_APPLICATORS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names -> schemas
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+from pipelines.sampling.constraints.shape import LISTED, NAMED, SINGLE
+
 _WHOLE = frozenset({"allOf", "oneOf", "not", "if", "dependentSchemas", "unevaluatedProperties", "$dynamicRef"})
 """Keywords by which what one schema leaves open decides what another one means: nothing is closed beside them."""
 _OPEN = frozenset({"additionalProperties", "patternProperties", "propertyNames", "minProperties", "anyOf", "$ref"})
@@ -20,6 +19,8 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
 
     What it allows, the given schema allows too. A model that may add properties goes on with them, often until its
     answer is cut; other servers close objects as well. Schemas with keywords that combine others stay as they are.
+
+    schema: one that `check_shape` has passed.
     """
     copied = copy.deepcopy(dict(schema))
     parts = list(_parts(copied))
@@ -37,16 +38,15 @@ def _parts(schema: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(schema, dict):
         return
     yield schema
-    for name in _APPLICATORS:
-        if isinstance(named := schema.get(name), dict):
-            for part in named.values():
-                yield from _parts(part)
-    for name in _LISTS:
-        if isinstance(parts := schema.get(name), list):
-            for part in parts:
-                yield from _parts(part)
-    for name in _SCHEMAS:
-        yield from _parts(schema.get(name))
+    for key, value in schema.items():
+        if key in NAMED:
+            inner = list(value.values())
+        elif key in LISTED or (key == "items" and isinstance(value, list)):
+            inner = value
+        else:
+            inner = [value] if key in SINGLE or key == "items" else []
+        for part in inner:
+            yield from _parts(part)
 
 
 def _refers_beside_others(part: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ _MAX_RUNNING = 4
 _BUSY = "no grammar can be compiled now: others take too long, try again later"
 
 
-class CompilerBusyError(InputError):
+class CompilerBusyError(Exception):
     """Raised when grammars of other requests take so long that a request's own can't be compiled."""
 
 

@@ -19,7 +19,6 @@ MAX_CHOICES = 4096
 _MAX_DEPTH = 100
 # The automaton of `multipleOf` has a state for each remainder: this many take half a second.
 _MAX_MULTIPLE = 100_000
-_INF = float("inf")
 
 
 def check_size(what: str, text: str, limit: int) -> None:
@@ -94,7 +93,11 @@ def _check_keywords(schema: Mapping[str, Any]) -> None:
             # The compiler does not see to it that the keys of an object differ.
             raise InputError("the JSON schema's minProperties can't be enforced: put properties into required")
         multiple = part.get("multipleOf")
-        if isinstance(multiple, int | float) and not isinstance(multiple, bool) and multiple not in (_INF, -_INF):
+        if (
+            isinstance(multiple, int | float)
+            and not isinstance(multiple, bool)
+            and (isinstance(multiple, int) or math.isfinite(multiple))
+        ):
             multiples.append(abs(Decimal(str(multiple))))
     scale = max((-int(multiple.as_tuple().exponent) for multiple in multiples), default=0)
     if scale > 30 or math.lcm(*(int(multiple.scaleb(scale)) for multiple in multiples)) > _MAX_MULTIPLE:

@@ -51,7 +51,7 @@ class Rule:
 
     @classmethod
     def regex(cls, pattern: str) -> Rule:
-        """What a regular expression matches as a whole, in the syntax of Rust's regex crate.
+        """The texts that a regular expression matches as a whole, in the syntax of Rust's regex crate.
 
         Raises:
             InputError: It is too large, or no text.

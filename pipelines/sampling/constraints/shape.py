@@ -34,11 +34,12 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), (_is_count, "a whole number from 0 on")),
     **dict.fromkeys(("minProperties", "maxProperties"), (_is_count, "a whole number from 0 on")),
 }
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-_LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-_SINGLE = frozenset(
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+SINGLE = frozenset(
     {"additionalProperties", "additionalItems", "contains", "not", "propertyNames", "if", "then", "else"}
 )
+"""Keywords whose values are schemas: by name, in a list, or one; `items` has either of the last two."""
 
 
 def check_shape(schema: Any, path: str = "") -> None:
@@ -60,17 +61,17 @@ def _check_value(key: str, value: Any, path: str) -> None:
         is_right, kind = _VALUES[key]
         if not is_right(value):
             raise _wrong(path, kind)
-    elif key in _NAMED:
+    elif key in NAMED:
         if not isinstance(value, Mapping):
             raise _wrong(path, "an object of schemas")
         for name, part in value.items():
             check_shape(part, f"{path}.{name}")
-    elif key in _LISTED or (key == "items" and isinstance(value, list)):
+    elif key in LISTED or (key == "items" and isinstance(value, list)):
         if not isinstance(value, list) or not (value or key == "items"):
             raise _wrong(path, "a list of schemas")
         for number, part in enumerate(value):
             check_shape(part, f"{path}.{number}")
-    elif key in _SINGLE or key == "items":
+    elif key in SINGLE or key == "items":
         check_shape(value, path)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.sampling.constraints.compiler import CompilerBusyError, ConstraintCompiler
+from pipelines.sampling.constraints.compiler import ConstraintCompiler
 from pipelines.sampling.constraints.constraint import Constraint
 from pipelines.sampling.constraints.gemma4_arguments import Gemma4Arguments
 from pipelines.sampling.constraints.limits import checked_schema
@@ -107,8 +107,6 @@ def tool_call_constraint(
     lark = _grammar(compiler.warm_up(), _SYNTAXES[family], wanted, is_forced, max_calls, answer is not None)
     try:
         return compiler.compile(Rule.grammar(lark, _MAX_CHARACTERS), thinking, answer)
-    except CompilerBusyError:
-        raise
     except InputError as error:
         raise _culprit(compiler, wanted, is_forced) or error from None
 
@@ -130,8 +128,6 @@ def _naming(tool: _Tool) -> Iterator[None]:
     """Names the tool in the errors of the block."""
     try:
         yield
-    except CompilerBusyError:
-        raise
     except InputError as error:
         raise InputError(f"the tool {tool.name!r}: {error}") from error
 

@@ -102,7 +102,7 @@ class OutputFormat(ApiModel):
 
 
 class OutputConfig(ApiModel):
-    """What the answer has to be. effort: as `reasoning_effort` of a chat completion."""
+    """The form of the answer. effort: as `reasoning_effort` of a chat completion."""
 
     format: OutputFormat | None = None
     effort: str | None = None

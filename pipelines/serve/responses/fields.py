@@ -80,14 +80,14 @@ class TextFormat(ApiModel):
 
 
 class TextFields(ApiModel):
-    """What the text of the answer has to be."""
+    """The form of the answer's text."""
 
     format: TextFormat | None = None
     verbosity: Any = Field(None, description="Ignored.")
 
 
 class ReasoningFields(ApiModel):
-    """How the model is to think. effort: `none` turns thinking off, as far as the chat template can."""
+    """Settings of the thinking. effort: `none` turns thinking off, as far as the chat template can."""
 
     effort: str | None = None
     summary: Any = Field(None, description="Ignored: the reasoning comes as it is.")

@@ -19,6 +19,7 @@ CLOSED = {**A, "additionalProperties": False}
         (A, CLOSED),
         ({"properties": {"a": S}}, {"properties": {"a": S}, "additionalProperties": False}),
         ({**A, "type": ["object", "null"]}, {**CLOSED, "type": ["object", "null"]}),
+        ({"type": "array", "items": [A, S]}, {"type": "array", "items": [CLOSED, S]}),
         ({"type": "array", "items": A}, {"type": "array", "items": CLOSED}),
         ({"anyOf": [A, {"type": "null"}]}, {"anyOf": [CLOSED, {"type": "null"}]}),
         ({"$defs": {"x": A}, "$ref": "#/$defs/x"}, None),

@@ -115,6 +115,8 @@ def test_true_is_a_schema(vocabulary: Vocabulary) -> None:
     (False, "must be an object"),
     ("{}", "must be an object"),
     ({"const": {1, 2}}, "not JSON"),
+    ({"multipleOf": float("nan")}, "JSON schema"),
+    ({"multipleOf": float("inf")}, "JSON schema"),
 ])  # fmt: skip
 def test_schemas_that_are_refused(vocabulary: Vocabulary, schema: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
