@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import hashlib
-import os
-import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 
 from max.graph import DeviceRef
-from mojo.run import subprocess_run_mojo
 
-from pipelines.errors import InputError
+from pipelines.native.build import compile_package
 
 SOURCES = Path(__file__).parents[1] / "kernels"
 
@@ -29,58 +22,7 @@ def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
 def kernel_library() -> Path:
     """Compiles the kernels, once for each version of them and of MAX, in about ten seconds; the result stays on disk.
 
-    MAX itself would compile a folder of sources again for every graph.
-
     Raises:
         InputError: XDG_CACHE_HOME or the temporary folder is not writable, or the kernels can't be compiled.
     """
-    content = version("max").encode() + b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.mojo")))
-    name = f"kernels_{hashlib.sha256(content).hexdigest()[:16]}.mojoc"
-    chosen = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return _compile_into(Path(chosen or Path.home() / ".cache") / "graph-pipelines", name)
-    except RuntimeError:  # the user has no home
-        pass
-    except OSError as error:
-        if chosen:
-            raise _not_writable(chosen, error) from None
-    # The home is missing or not writable, as in containers that run as another user: ten seconds per start are better
-    # than a refusal. The folder has no fixed name under /tmp, where another user could put a library.
-    return _compile_for_this_process(name)
-
-
-def _compile_into(folder: Path, name: str) -> Path:
-    library = folder / name
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as temporary:  # then renamed, so that no process reads half a file
-            _compile(Path(temporary) / name).replace(library)
-    return library
-
-
-def _compile_for_this_process(name: str) -> Path:
-    try:
-        folder = Path(mkdtemp(prefix="graph-pipelines-"))
-    except OSError as error:
-        raise _not_writable("a temporary folder", error) from None
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return _compile(folder / name)
-
-
-def _compile(library: Path) -> Path:
-    command = ["precompile", str(SOURCES), "-o", str(library)]
-    try:
-        done = subprocess_run_mojo(command, capture_output=True, text=True, errors="replace")
-    except (OSError, RuntimeError) as error:  # mojo is not there, or can't be run
-        raise InputError(f"the Mojo kernels can't be compiled ({error}): install this package and max again") from None
-    if done.returncode != 0:
-        errors = (line for line in done.stderr.splitlines() if "error:" in line)
-        reason = next(errors, f"mojo ended with exit code {done.returncode}")
-        raise InputError(f"the Mojo kernels can't be compiled: {reason}")
-    return library
-
-
-def _not_writable(folder: str, error: OSError) -> InputError:
-    """Error that names the folder that is not writable, or the one that was asked for."""
-    reason = f"{error.filename or folder} ({error.strerror})"
-    return InputError(f"can't write {reason}: set XDG_CACHE_HOME to a folder of yours")
+    return compile_package(SOURCES)

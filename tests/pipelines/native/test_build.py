@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from architectures.layers import kernels
+from pipelines.native import build
 from pipelines.errors import InputError
 
 get_library: Callable[[], Path] = kernels.kernel_library.__wrapped__
@@ -28,7 +29,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         outputs[-1].write_bytes(b"library")
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(kernels, "subprocess_run_mojo", compile_at_once)
+    monkeypatch.setattr(build, "subprocess_run_mojo", compile_at_once)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     return outputs
 
@@ -102,7 +103,7 @@ def test_no_temporary_folder(compiled: list[Path], monkeypatch: pytest.MonkeyPat
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
     set_home(monkeypatch, None)
-    monkeypatch.setattr(kernels, "mkdtemp", find_none, raising=False)
+    monkeypatch.setattr(build, "mkdtemp", find_none, raising=False)
     message = refusal()
     assert "No usable temporary directory" in message and "XDG_CACHE_HOME" in message
 
@@ -136,7 +137,7 @@ def test_a_compiler_that_fails(
         return subprocess.CompletedProcess(arguments, 1, "", stderr)
 
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
-    monkeypatch.setattr(kernels, "subprocess_run_mojo", fail)
+    monkeypatch.setattr(build, "subprocess_run_mojo", fail)
     message = refusal()
     assert "can't be compiled" in message and expected in message and "\n" not in message
     assert list((tmp_path / "graph-pipelines").iterdir()) == []
@@ -150,7 +151,7 @@ def test_a_compiler_that_is_not_there(
         raise error
 
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
-    monkeypatch.setattr(kernels, "subprocess_run_mojo", fail)
+    monkeypatch.setattr(build, "subprocess_run_mojo", fail)
     message = refusal()
     assert "can't be compiled" in message and str(error) in message
 
