@@ -1,10 +1,11 @@
-"""Compilation of Mojo sources, once for each version of them and of MAX; the results stay in the user's cache folder."""
+"""Compilation of Mojo sources, once for each version of them and of MAX; results stay in the user's cache folder."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
 import os
+import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from mojo.run import subprocess_run_mojo
 
 from pipelines.errors import InputError
+from pipelines.native.link import build_without_c_compiler, has_c_compiler
 
 
 def compile_package(folder: Path) -> Path:
@@ -30,15 +32,46 @@ def compile_package(folder: Path) -> Path:
 def compile_library(source: Path) -> Path:
     """Compiles a file and those beside it that it imports to a shared library, in about six seconds.
 
+    It is for the CPU at hand, which is part of its name: several machines may share a home.
+
     Raises:
         InputError: As `compile_package`.
     """
     sources = sorted(source.parent.glob("*.mojo"))
-    return _compiled(["build", "--emit", "shared-lib", str(source)], sources, f"{source.stem}_", ".so")
+    return _compiled(["build", "--emit", "shared-lib", str(source)], sources, f"{source.stem}_", ".so", _cpu())
 
 
-def _compiled(command: Sequence[str], sources: Sequence[Path], prefix: str, suffix: str) -> Path:
-    content = version("max").encode() + b"".join(path.read_bytes() for path in sources)
+def run_mojo(command: Sequence[str]) -> str:
+    """Runs Mojo's command line, and returns what it prints.
+
+    Raises:
+        InputError: It fails, which the sources or the installation must be the reason of.
+    """
+    try:
+        if "shared-lib" in command and not has_c_compiler():
+            done = build_without_c_compiler(command)
+        else:
+            done = subprocess_run_mojo([*command], capture_output=True, text=True, errors="replace")
+    except (OSError, RuntimeError) as error:  # mojo is not there, or can't be run
+        raise InputError(f"the Mojo kernels can't be compiled ({error}): install this package and max again") from None
+    if done.returncode != 0:
+        errors = (line for line in done.stderr.splitlines() if "error:" in line)
+        reason = next(errors, f"mojo ended with exit code {done.returncode}")
+        raise InputError(f"the Mojo kernels can't be compiled: {reason}")
+    return str(done.stdout)
+
+
+def _cpu() -> str:
+    """What code for this machine depends on: the instructions of its CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _compiled(command: Sequence[str], sources: Sequence[Path], prefix: str, suffix: str, target: str = "") -> Path:
+    content = f"{version('max')}{target}".encode() + b"".join(path.read_bytes() for path in sources)
     name = f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     chosen = os.environ.get("XDG_CACHE_HOME")
     try:
@@ -72,14 +105,7 @@ def _compile_for_this_process(name: str, command: Sequence[str]) -> Path:
 
 
 def _compile(library: Path, command: Sequence[str]) -> Path:
-    try:
-        done = subprocess_run_mojo([*command, "-o", str(library)], capture_output=True, text=True, errors="replace")
-    except (OSError, RuntimeError) as error:  # mojo is not there, or can't be run
-        raise InputError(f"the Mojo kernels can't be compiled ({error}): install this package and max again") from None
-    if done.returncode != 0:
-        errors = (line for line in done.stderr.splitlines() if "error:" in line)
-        reason = next(errors, f"mojo ended with exit code {done.returncode}")
-        raise InputError(f"the Mojo kernels can't be compiled: {reason}")
+    run_mojo([*command, "-o", str(library)])
     return library
 
 

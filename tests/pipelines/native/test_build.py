@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import subprocess
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 
 from architectures.layers import kernels
-from pipelines.native import build
 from pipelines.errors import InputError
+from pipelines.native import build
 
 get_library: Callable[[], Path] = kernels.kernel_library.__wrapped__
 
@@ -161,3 +162,25 @@ def test_the_message_of_the_real_compiler(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(kernels, "SOURCES", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
     assert "__init__.mojo:2:" in refusal()
+
+
+@pytest.mark.slow
+def test_a_library_is_linked_without_a_c_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "answer.mojo"
+    source.write_text('@export("answer")\ndef answer() abi("C") -> Int:\n    return 42\n')
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    assert ctypes.CDLL(os.fspath(build.compile_library(source))).answer() == 42
+
+
+def test_a_library_is_for_the_cpu_at_hand(
+    compiled: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "library.mojo"
+    source.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
+    names = set()
+    for cpu in ("flags: sse", "flags: sse avx"):
+        monkeypatch.setattr(build, "_cpu", lambda cpu=cpu: cpu)
+        names.add(build.compile_library(source).name)
+    assert len(names) == 2
