@@ -20,6 +20,7 @@ from pipelines.pipeline_model import PipelineModel
 from pipelines.requests import RequestFactory
 from pipelines.sampling.defaults import SamplingDefaults
 from pipelines.sampling.log_probabilities import TokenLogProbs
+from pipelines.sampling.native import library
 from pipelines.sampling.params import SamplingParams
 from pipelines.text.prompts import EncodedPrompt, ImagePrompt, Prompt, PromptEncoder
 
@@ -54,6 +55,9 @@ class TextGenerationPipeline:
 
     One thread at a time steps it; `submit` and `cancel` are safe from any thread. sampling_defaults: for the parameters
     that a request leaves open.
+
+    Raises:
+        InputError: The sampler can't be compiled.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class TextGenerationPipeline:
         prompts: PromptEncoder,
         sampling_defaults: SamplingDefaults | None = None,
     ) -> None:
+        library()  # compiled now, so that no request waits for it
         self.config, self.model, self.cache, self.prompts = config, model, cache, prompts
         self.tokenizer = prompts.tokenizer
         self.requests = RequestFactory(

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.context import TextChunk, TextContext
-from pipelines.engine.step import RowOutputs
-from pipelines.sampling.constraints import Constraint
-from pipelines.sampling.log_probabilities import TokenLogProbs, log_probabilities, prompt_log_probabilities
+from pipelines.engine.step import RowOutputs, Wanted
+from pipelines.sampling.constraints import Constraint, ConstraintError
+from pipelines.sampling.log_probabilities import TokenLogProbs, prompt_log_probabilities, token_log_probs
 from pipelines.sampling.sampler import Sampler
 from pipelines.text.detokenizer import IncrementalDetokenizer, StopChecker
 
@@ -28,6 +28,9 @@ class StepConsumer(Protocol):
 
     def prepare(self) -> None:
         """Does what can be done while the model computes the step; raises nothing."""
+
+    def wanted(self, context: TextContext, row: RowOutputs) -> Wanted:
+        """What is wanted from the row's last logits, which is computed for all rows together; raises nothing."""
 
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
         """Uses the logits of a step and returns the chunk that they complete, if any.
@@ -94,6 +97,12 @@ class NextToken:
         if self.constraint is not None:
             self.constraint.prepare()
 
+    def wanted(self, context: TextContext, row: RowOutputs) -> Wanted:
+        """A token, unless the graph's own choice is one that nothing could change; the log probabilities asked for."""
+        if not row.is_complete:
+            return Wanted()
+        return Wanted(self.sampler if self._samples(context, row) else None, context.params.logprobs)
+
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
         """Appends the next token to the context, with those it forces, and returns their chunk, once the prompt is
         computed.
@@ -107,20 +116,24 @@ class NextToken:
             self.prompt_logprobs.add(context, row)
         if not row.is_complete:
             return None
-        num_top = context.params.logprobs
-        token = self._next_token(context, row)
-        logprobs = None if num_top is None else log_probabilities(row.next_logits_V, token, num_top)
+        token = self._next_token(row)
+        softmax = row.log_softmax
+        logprobs = None if softmax is None else token_log_probs(row.next_logits_V, token, softmax)
         chunk = self._accept(context, token, logprobs)
-        return chunk if self.constraint is None or num_top is not None else self._with_forced(context, chunk)
+        return chunk if self.constraint is None or softmax is not None else self._with_forced(context, chunk)
 
-    def _next_token(self, context: TextContext, row: RowOutputs) -> int:
-        """Samples, or takes the graph's own choice where nothing could change it."""
-        if context.params.needs_logits:
-            return self.sampler.sample(row.next_logits_V)
-        if self.constraint is None:
-            return row.greedy_token
-        if not self.constraint.allows(row.greedy_token):
-            return self.sampler.sample(row.next_logits_V)
+    def _samples(self, context: TextContext, row: RowOutputs) -> bool:
+        """Whether the token is sampled; otherwise the graph's own choice is taken, or is an error."""
+        if context.params.needs_logits or self.constraint is None:
+            return context.params.needs_logits
+        try:
+            return not self.constraint.allows(row.greedy_token)
+        except (FloatingPointError, ConstraintError):
+            return False
+
+    def _next_token(self, row: RowOutputs) -> int:
+        if row.choice is not None:
+            return self.sampler.take(row.choice)
         self.sampler.accept(row.greedy_token)
         return row.greedy_token
 
@@ -167,6 +180,10 @@ class PromptLogits:
 
     def prepare(self) -> None:
         """Does nothing."""
+
+    def wanted(self, context: TextContext, row: RowOutputs) -> Wanted:
+        """Nothing."""
+        return Wanted()
 
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
         """Passes the positions on that are new; the last of them ends the request."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from kv_cache import KVCacheManager
 from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.scheduler import Scheduler, StepPlan
-from pipelines.engine.step import LaunchedStep, RowOutputs
+from pipelines.engine.step import LaunchedStep, RowOutputs, choose_tokens
 from pipelines.pipeline_model import PipelineModel
 
 
@@ -141,6 +141,7 @@ class Engine:
                 if context.consumer is not None:
                     context.consumer.prepare()
             rows = list(launched.collect())
+            choose_tokens(rows)
         except Exception as error:
             if len(contexts) == 1:
                 self._end(contexts[0], "error", error)
@@ -149,7 +150,7 @@ class Engine:
             self._run(contexts[:middle])
             self._run(contexts[middle:])
             return
-        # A row is sampled when those before it are committed: if that is interrupted, no random number is lost.
+        # A choice counts when its row is committed: if that is interrupted, no random number is lost.
         for context, row in rows:
             self._commit(context, row)
 

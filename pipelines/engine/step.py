@@ -12,6 +12,8 @@ import numpy.typing as npt
 from kv_cache import KVCacheManager
 from pipelines.context import TextContext
 from pipelines.pipeline_model import ModelOutputs, PipelineModel
+from pipelines.sampling.native import LogSoftmax, log_softmax
+from pipelines.sampling.sampler import Choice, Sampler, sample_rows
 
 
 class StepOutputs:
@@ -43,11 +45,23 @@ class StepOutputs:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a row's consumer wants from the logits of its last position.
+
+    sampler: chooses a token. num_top: log probabilities, with so many of the likeliest tokens.
+    """
+
+    sampler: Sampler | None = None
+    num_top: int | None = None
+
+
+@dataclass
 class RowOutputs:
     """The outputs of one row of a step. Arrays are valid until the next step.
 
     row: its place in the batch. start: the position of its first token. num_tokens: tokens that the step computed.
     is_complete: whether all tokens of the request are now computed, so that the last logits choose the next one.
+    choice, log_softmax: what its consumer wanted, once `choose_tokens` has it.
     """
 
     outputs: StepOutputs
@@ -55,6 +69,8 @@ class RowOutputs:
     start: int
     num_tokens: int
     is_complete: bool
+    choice: Choice | None = None
+    log_softmax: LogSoftmax | FloatingPointError | None = None
 
     @property
     def next_logits_V(self) -> npt.NDArray[np.float32]:
@@ -111,3 +127,16 @@ class LaunchedStep:
             is_complete = context.num_scheduled_tokens == context.num_remaining_tokens
             start, num_tokens = context.num_computed_tokens, context.num_scheduled_tokens
             yield context, RowOutputs(outputs, row, start, num_tokens, is_complete)
+
+
+def choose_tokens(rows: Sequence[tuple[TextContext, RowOutputs]]) -> None:
+    """Chooses the tokens of all rows of a step together, and computes the log-softmax of those that want it."""
+    wanted = [(row, context.consumer.wanted(context, row)) for context, row in rows if context.consumer is not None]
+    sampled = [(row, wants.sampler) for row, wants in wanted if wants.sampler is not None]
+    choices = sample_rows([row.next_logits_V for row, _ in sampled], [sampler for _, sampler in sampled])
+    for (row, _), choice in zip(sampled, choices, strict=True):
+        row.choice = choice
+    logged = [(row, wants.num_top) for row, wants in wanted if wants.num_top is not None]
+    entries = log_softmax([row.next_logits_V for row, _ in logged], [num_top for _, num_top in logged])
+    for (row, _), entry in zip(logged, entries, strict=True):
+        row.log_softmax = entry

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sampling.sampler import kth_largest
+from pipelines.sampling.native import LogSoftmax, log_softmax
+
+Row = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TokenLogProbs:
     top: tuple[tuple[int, float], ...]
 
 
-def log_probabilities(logits_V: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogProbs:
+def log_probabilities(logits_V: Row, token_id: int, num_top: int) -> TokenLogProbs:
     """Computes the log-softmax of the model's own logits [V], before temperature, penalties or any cut.
 
     Among equally likely tokens the lowest ids come first.
@@ -40,21 +42,19 @@ def log_probabilities(logits_V: NDArray[np.float32], token_id: int, num_top: int
     Raises:
         FloatingPointError: The logits hold NaN or infinity.
     """
-    peak = float(logits_V.max())
-    if not np.isfinite(peak):
-        raise FloatingPointError(f"the model answered with a logit of {peak}: it has no log probabilities")
-    weights = logits_V - peak
-    np.exp(weights, out=weights)
-    log_total = peak + float(np.log(weights.sum(dtype=np.float64)))
-    top: list[int] = []
-    if num_top > 0:
-        ids = np.flatnonzero(logits_V >= kth_largest(logits_V, min(num_top, len(logits_V))))
-        top = ids[np.argsort(-logits_V[ids], kind="stable")][:num_top].tolist()
-    return TokenLogProbs(
-        token_id=token_id,
-        logprob=float(logits_V[token_id]) - log_total,
-        top=tuple((token, float(logits_V[token]) - log_total) for token in top),
-    )
+    return prompt_log_probabilities(logits_V[None], [token_id], num_top)[0]
+
+
+def token_log_probs(logits_V: Row, token_id: int, softmax: LogSoftmax | FloatingPointError) -> TokenLogProbs:
+    """Takes the log probabilities of a row from its log-softmax.
+
+    Raises:
+        FloatingPointError: There is none.
+    """
+    if isinstance(softmax, FloatingPointError):
+        raise softmax
+    top = zip(softmax.top_ids, (logits_V[softmax.top_ids].astype(np.float64) - softmax.log_total).tolist(), strict=True)
+    return TokenLogProbs(token_id, float(logits_V[token_id]) - softmax.log_total, tuple(top))
 
 
 def prompt_log_probabilities(
@@ -62,7 +62,7 @@ def prompt_log_probabilities(
 ) -> list[TokenLogProbs]:
     """Computes the log probabilities of a prompt's tokens from a slab of logits [T, V].
 
-    It works row by row, so that only one row's worth of memory is needed beside the slab.
+    It needs a few rows' worth of memory for each core beside the slab.
 
     Args:
         logits_TV: Logits of consecutive positions.
@@ -73,7 +73,8 @@ def prompt_log_probabilities(
     Raises:
         FloatingPointError: As `log_probabilities`.
     """
-    return [log_probabilities(row, token, num_top) for row, token in zip(logits_TV, next_tokens, strict=True)]
+    softmax = log_softmax(list(logits_TV), [num_top] * len(logits_TV))
+    return [token_log_probs(*row) for row in zip(logits_TV, next_tokens, softmax, strict=True)]
 
 
 class LogProbabilitiesMixin:
@@ -95,5 +96,7 @@ class LogProbabilitiesMixin:
         Raises:
             FloatingPointError: As `log_probabilities`.
         """
-        rows = zip(next_token_logits_BV, next_tokens, num_top, strict=True)
-        return [None if num is None else log_probabilities(row, token, num) for row, token, num in rows]
+        rows = [(next_token_logits_BV[i], num) for i, num in enumerate(num_top) if num is not None]
+        found = iter(log_softmax([row for row, _ in rows], [num for _, num in rows]))
+        triples = zip(next_token_logits_BV, next_tokens, num_top, strict=True)
+        return [None if num is None else token_log_probs(row, token, next(found)) for row, token, num in triples]

@@ -1,7 +1,6 @@
-"""The sampler: from one row of logits to the next token, on the host.
+"""The sampler: from rows of logits to the next tokens, on the host.
 
-Work on a whole row of 262,144 logits is slow: a cheap bound selects the few that are compared exactly.
-Shape suffix: V vocabulary.
+Shape suffixes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,12 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import InputError
+from pipelines.sampling.native import NO_TOKEN, Cuts, choose_tokens
 from pipelines.sampling.params import SamplingParams
 from pipelines.sampling.processors import LogitsProcessor, logits_processors
 
-# Below this the distribution is a single point, and float32 overflows.
-_MIN_TEMPERATURE = 1e-6
-_GROUP_SIZE = 512
+Row = NDArray[np.float32]
+Choice = int | Exception
+"""A token, or why there is none."""
+
+MAX_COPIES = 32
+"""Rows that are copied at a time: those that a request's processors change."""
 
 
 class NoTokenLeftError(InputError):
@@ -41,39 +44,53 @@ class Sampler:
         constraint: LogitsProcessor | None = None,
     ) -> None:
         _keep_freed_memory()
-        self._params = params.resolved()
-        self._random = np.random.default_rng(params.seed)
-        self._processors = logits_processors(self._params, prompt, eos_token_ids)
+        resolved = params.resolved()
+        self._random = np.random.default_rng(resolved.seed)
+        self._uniform: float | None = None
+        self._cuts = Cuts.of(resolved)
+        self._processors = logits_processors(resolved, prompt, eos_token_ids)
         if constraint is not None:
             self._processors.append(constraint)
 
-    def sample(self, logits_V: NDArray[np.float32]) -> int:
+    def sample(self, logits_V: Row) -> int:
         """Chooses the next token. `logits_V` [V] is left as it is; at equal logits the greedy choice is the lowest id.
 
         Raises:
             FloatingPointError: The logits hold NaN or infinity, so that no token is likeliest.
             NoTokenLeftError: The request's masks leave no token with a finite logit.
         """
-        processed_V = self._processed(logits_V)
-        token = int(processed_V.argmax())
-        if not np.isfinite(processed_V[token]):
-            raise _no_choice(logits_V, processed_V)
-        if self._params.temperature > 0.0:
-            ids, weights = kept_tokens(processed_V, self._params)
-            running = RunningSum(weights)
-            # random() may be 0 but never 1; a target above 0 passes over weights of 0.
-            chosen = running.first_reaching((1.0 - self._random.random()) * running.total)
-            token = chosen if ids is None else int(ids[chosen])
-        self.accept(token)
-        return token
+        return self.take(sample_rows([logits_V], [self])[0])
+
+    def take(self, choice: Choice) -> int:
+        """Takes a choice of `sample_rows`: its random number is used up.
+
+        Raises:
+            Exception: The choice itself, if it is one.
+        """
+        if isinstance(choice, Exception):
+            raise choice
+        self._uniform = None
+        self.accept(choice)
+        return choice
 
     def accept(self, token: int) -> None:
         """Takes a token that was chosen otherwise, as if it had been sampled; no random number is drawn."""
         for processor in self._processors:
             processor.accept(token)
 
-    def _processed(self, logits_V: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Row after all processors: a copy if any of them changes it."""
+    @property
+    def cuts(self) -> Cuts:
+        """What cuts a row."""
+        return self._cuts
+
+    def next_uniform(self) -> float:
+        """Returns the random number of the next choice, in [0, 1): the same one until a choice is taken."""
+        if self._uniform is None:
+            self._uniform = self._random.random() if self._cuts.temperature > 0.0 else 0.0
+        return self._uniform
+
+    def processed(self, logits_V: Row) -> Row:
+        """Applies all processors to a copy of a row; returns the row itself if none of them would change it."""
         active = [processor for processor in self._processors if processor.is_active]
         if active:
             logits_V = logits_V.copy()
@@ -82,7 +99,37 @@ class Sampler:
         return logits_V
 
 
-def _no_choice(logits_V: NDArray[np.float32], processed_V: NDArray[np.float32]) -> Exception:
+def sample_rows(logits: Sequence[Row], samplers: Sequence[Sampler]) -> list[Choice]:
+    """Chooses a token from each row [V], on all cores; a choice depends on its row and sampler alone.
+
+    It changes no sampler, and repeated it chooses the same: `Sampler.take` makes a choice count.
+    """
+    choices: list[Choice] = []
+    for start in range(0, len(logits), MAX_COPIES):
+        choices += _sample_some(logits[start : start + MAX_COPIES], samplers[start : start + MAX_COPIES])
+    return choices
+
+
+def _sample_some(logits: Sequence[Row], samplers: Sequence[Sampler]) -> list[Choice]:
+    """Chooses from rows of which all copies are kept at once; an error of a request's processors is its choice."""
+    processed = [_processed(row_V, sampler) for row_V, sampler in zip(logits, samplers, strict=True)]
+    whole = [i for i, row in enumerate(processed) if not isinstance(row, Exception)]
+    rows: list[Row] = [row for row in processed if not isinstance(row, Exception)]
+    tokens = choose_tokens(rows, [samplers[i].cuts for i in whole], [samplers[i].next_uniform() for i in whole])
+    choices: list[Choice] = [row if isinstance(row, Exception) else NO_TOKEN for row in processed]
+    for i, row_V, token in zip(whole, rows, tokens, strict=True):
+        choices[i] = _no_choice(logits[i], row_V) if token == NO_TOKEN else token
+    return choices
+
+
+def _processed(logits_V: Row, sampler: Sampler) -> Row | Exception:
+    try:
+        return sampler.processed(logits_V)
+    except Exception as error:
+        return error
+
+
+def _no_choice(logits_V: Row, processed_V: Row) -> Exception:
     """Error for a processed row without a finite maximum: that of the masks if the model's own row has one."""
     if np.isneginf(processed_V.max()):
         if np.isfinite(logits_V.max()):
@@ -102,89 +149,3 @@ def _keep_freed_memory() -> None:
     Freeing a large block raises the threshold for the whole process (mallopt(3), M_MMAP_THRESHOLD).
     """
     np.empty(6 * 2**20, np.float32)
-
-
-def kept_tokens(
-    logits_V: NDArray[np.float32], params: SamplingParams
-) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
-    """Cuts a row by temperature, top-k, top-p and min-p.
-
-    As in transformers' logits processors, top-k keeps all that equal the k-th, and top-p keeps the smallest set that
-    reaches its mass; among equals it keeps the lowest ids.
-
-    Returns:
-        The token ids (None: all of V), and their weights: probabilities times a constant, 0 for those not kept.
-    """
-    cuts = params.resolved()
-    ids, is_top, logits = None, None, logits_V
-    if 0 < cuts.top_k < len(logits_V):
-        is_top = logits_V >= kth_largest(logits_V, cuts.top_k)
-        if _are_few(is_top):
-            ids, is_top = np.flatnonzero(is_top), None
-            logits = logits_V[ids]
-    weights = logits - logits.max()
-    weights /= max(cuts.temperature, _MIN_TEMPERATURE)
-    np.exp(weights, out=weights)
-    if is_top is not None:
-        weights *= is_top
-    if cuts.top_p < 1.0:
-        weights *= _is_in_top_p(weights, cuts.top_p)
-    if cuts.min_p > 0.0:
-        weights *= weights >= cuts.min_p
-    return ids, weights
-
-
-def kth_largest(logits_V: NDArray[np.float32], k: int) -> np.float32:
-    """Finds the k-th largest logit, 1 <= k <= V."""
-    num_groups = max(2048, 4 * k)
-    candidates = logits_V
-    if num_groups <= len(logits_V) // 4:
-        # Each of the k best groups has a logit as large as the k-th best group's maximum: the k-th isn't below it.
-        grouped = logits_V[: len(logits_V) // num_groups * num_groups].reshape(-1, num_groups)
-        candidates = _those_if_few(logits_V, logits_V >= np.partition(grouped.max(axis=0), -k)[-k])
-    largest: np.float32 = np.partition(candidates, -k)[-k]
-    return largest
-
-
-def _are_few(mask: NDArray[np.bool_]) -> bool:
-    """Whether so few are marked that copying them is worth it: copying half of a row takes longer than sorting it."""
-    return bool(np.count_nonzero(mask) < len(mask) // 16)
-
-
-def _those_if_few(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return values[mask] if _are_few(mask) else values
-
-
-def _is_in_top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.bool_]:
-    """Whether each weight is one of the largest that are needed to reach the share `top_p` of the sum."""
-    total = float(weights.sum(dtype=np.float64))
-    # Those below the bound have less than 1 - top_p together: none of them is kept, and none needs sorting.
-    heavy = _those_if_few(weights, weights >= (1.0 - top_p) * total / len(weights))
-    descending = np.sort(heavy)[::-1]
-    last = RunningSum(descending).first_reaching(top_p * total)
-    is_kept: NDArray[np.bool_] = weights >= descending[last]
-    num_surplus = np.count_nonzero(is_kept) - (last + 1)
-    if num_surplus:
-        is_kept[np.flatnonzero(weights == descending[last])[-num_surplus:]] = False
-    return is_kept
-
-
-class RunningSum:
-    """Running sums of weights, in float64.
-
-    They are kept by groups, since a running sum of a whole row takes longer than all other work.
-    """
-
-    def __init__(self, weights: NDArray[np.float32]) -> None:
-        self._weights = weights
-        starts = np.arange(0, len(weights), _GROUP_SIZE)
-        self._group_ends = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
-        self.total = float(self._group_ends[-1])
-
-    def first_reaching(self, target: float) -> int:
-        """Index of the first sum that is `target` or more, 0 < target <= total; correct in spite of roundings."""
-        group = int(np.searchsorted(self._group_ends, min(target, self.total)))
-        start = group * _GROUP_SIZE
-        inside = np.cumsum(self._weights[start : start + _GROUP_SIZE], dtype=np.float64)
-        missing = target - (self._group_ends[group - 1] if group else 0.0)
-        return start + int(np.searchsorted(inside, min(missing, inside[-1])))

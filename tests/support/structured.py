@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipelines.context import TextContext
 from pipelines.engine.consumers import NextToken
+from pipelines.engine.step import choose_tokens
 from pipelines.sampling.constraints import Constraint, ConstraintCompiler
 from pipelines.sampling.params import SamplingParams
 from pipelines.sampling.sampler import Sampler
@@ -121,8 +122,10 @@ def generate(
         logits_V = rng.normal(0, 2, vocabulary.vocab_size).astype(np.float32)
         logits_V += vocabulary.closes_V * answer.num_steps / 10
         row = logits_V if new_row is None else new_row(answer.num_steps)
-        outputs = SimpleNamespace(start=0, is_complete=True, next_logits_V=row, greedy_token=int(row.argmax()))
-        chunk = consumer.consume(context, outputs)  # type: ignore[arg-type]
+        outputs: Any = SimpleNamespace(start=0, is_complete=True, next_logits_V=row, greedy_token=int(row.argmax()))
+        outputs.choice = outputs.log_softmax = None
+        choose_tokens([(context, outputs)])
+        chunk = consumer.consume(context, outputs)
         assert chunk is not None
         answer.text += chunk.text
         answer.pieces.append(chunk.text)

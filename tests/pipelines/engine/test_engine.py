@@ -266,11 +266,10 @@ def test_a_sampler_that_raises_ends_its_request_alone() -> None:
     contexts = pipe.submit(prompts, SAMPLED)
     error = ValueError("no")
 
-    class Broken:
-        def sample(self, logits_V: object) -> int:
-            raise error
+    def broken(logits_V: object) -> None:
+        raise error
 
-    contexts[0].consumer.sampler = Broken()  # type: ignore[union-attr]
+    contexts[0].consumer.sampler.processed = broken  # type: ignore[union-attr]
     outputs = [pipe.finish(context) for context in contexts]
     assert [(output.finish_reason, output.error) for output in outputs] == [("error", error), ("length", None)]
     assert outputs[1].tokens == one_by_one(prompts, [SAMPLED] * 2)[1].tokens
@@ -318,8 +317,8 @@ def test_cancelling_inside_a_step_takes_effect_after_it(during: str) -> None:
         model_of(pipe).during_step = cancel
     else:
         consumer = contexts[0].consumer
-        sample = consumer.sampler.sample  # type: ignore[union-attr]
-        consumer.sampler.sample = lambda logits_V: (cancel(), sample(logits_V))[1]  # type: ignore[union-attr, func-returns-value]
+        take = consumer.sampler.take  # type: ignore[union-attr]
+        consumer.sampler.take = lambda choice: (cancel(), take(choice))[1]  # type: ignore[union-attr, func-returns-value]
     expected = one_by_one(prompts, [SAMPLED] * 3)[2].tokens
     assert [token for chunk in streams[2] for token in chunk.tokens] == expected[1:]
     assert [context.finish_reason for context in contexts] == ["cancelled", "cancelled", "length"]

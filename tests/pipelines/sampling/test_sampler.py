@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import InputError
 from pipelines.sampling.params import ResolvedSamplingParams, SamplingParams
-from pipelines.sampling.sampler import NoTokenLeftError, Sampler, kept_tokens, kth_largest
+from pipelines.sampling.reference import kept_tokens, kth_largest
+from pipelines.sampling.sampler import NoTokenLeftError, Sampler
 
 Row = NDArray[np.float32]
 LARGE = 40_000  # more than enough for the shortcuts that small vocabularies do not take
