@@ -1,0 +1,1 @@
+"""Weights that were quantized while loading, kept on disk for the next start."""
