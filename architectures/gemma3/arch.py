@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from architectures.gemma3.model import Gemma3Model
 from architectures.gemma3.model_config import Gemma3Config
-from architectures.gemma3.weight_adapters import adapt
+from architectures.gemma3.weight_adapters import adapt, adapt_gguf
 from pipelines.registry import SupportedArchitecture
 
 gemma3 = SupportedArchitecture(
@@ -14,7 +14,7 @@ gemma3 = SupportedArchitecture(
     encodings=Gemma3Config.encodings,
     config=Gemma3Config,
     pipeline_model=Gemma3Model,
-    weight_adapters={"safetensors": adapt},
+    weight_adapters={"safetensors": adapt, "gguf": adapt_gguf},
 )
 
 ARCHITECTURES = (gemma3,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from architectures.gemma4.model import Gemma4Model
 from architectures.gemma4.model_config import PER_LAYER_TABLE, Gemma4Config
-from architectures.gemma4.weight_adapters import adapt
+from architectures.gemma4.weight_adapters import adapt, adapt_gguf
 from pipelines.registry import SupportedArchitecture
 
 gemma4 = SupportedArchitecture(
@@ -14,7 +14,7 @@ gemma4 = SupportedArchitecture(
     encodings=Gemma4Config.encodings,
     config=Gemma4Config,
     pipeline_model=Gemma4Model,
-    weight_adapters={"safetensors": adapt},
+    weight_adapters={"safetensors": adapt, "gguf": adapt_gguf},
     lookup_tables=(PER_LAYER_TABLE,),
 )
 
@@ -25,7 +25,7 @@ gemma4_text_of_multimodal = SupportedArchitecture(
     encodings=Gemma4Config.encodings,
     config=Gemma4Config,
     pipeline_model=Gemma4Model,
-    weight_adapters={"safetensors": adapt},
+    weight_adapters={"safetensors": adapt, "gguf": adapt_gguf},
     lookup_tables=(PER_LAYER_TABLE,),
 )
 

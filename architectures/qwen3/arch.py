@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from architectures.qwen3.model import Qwen3Model
 from architectures.qwen3.model_config import Qwen3Config
-from architectures.qwen3.weight_adapters import adapt
+from architectures.qwen3.weight_adapters import adapt, adapt_gguf
 from pipelines.registry import SupportedArchitecture
 
 qwen3 = SupportedArchitecture(
@@ -19,7 +19,7 @@ qwen3 = SupportedArchitecture(
     encodings=Qwen3Config.encodings,
     config=Qwen3Config,
     pipeline_model=Qwen3Model,
-    weight_adapters={"safetensors": adapt},
+    weight_adapters={"safetensors": adapt, "gguf": adapt_gguf},
 )
 
 qwen3_moe = SupportedArchitecture(
@@ -29,7 +29,7 @@ qwen3_moe = SupportedArchitecture(
     encodings=Qwen3Config.encodings,
     config=Qwen3Config,
     pipeline_model=Qwen3Model,
-    weight_adapters={"safetensors": adapt},
+    weight_adapters={"safetensors": adapt, "gguf": adapt_gguf},
 )
 
 ARCHITECTURES = (qwen3, qwen3_moe)

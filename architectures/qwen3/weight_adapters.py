@@ -8,10 +8,18 @@ from typing import Any
 from max.graph import Shape
 from max.graph.weights import WeightData
 
+from architectures.decoder.gguf_weight_adapters import PRE_NORM_NAMES, adapt_gguf_text, expert
 from architectures.decoder.weight_adapters import StateDict, adapt_text
 
 STACKED = re.compile(r"(layers\.\d+\.mlp\.experts)\.(gate_up|down)_proj")
 """Names of experts in one tensor, [E, 2 F, D] and [E, D, F], as transformers 5 has them in memory."""
+
+GGUF_LAYER_NAMES = (
+    PRE_NORM_NAMES
+    | {"ffn_gate_inp": "mlp.gate"}
+    | {f"ffn_{part}_exps": f"mlp.experts.{part}_proj" for part in ("gate", "up", "down")}
+)
+GGUF_EXPERTS = re.compile(r"(layers\.\d+\.mlp\.experts)\.(gate_proj|up_proj|down_proj)\.weight")
 
 
 def adapt(tensors: StateDict, huggingface_config: Any) -> StateDict:
@@ -39,3 +47,15 @@ def _view(data: WeightData, expert: int, rows: slice) -> WeightData:
     shape = Shape([rows.stop - rows.start, int(data.shape[2])])
     array = None if data.data is None else data.data[expert, rows]  # type: ignore[index]
     return WeightData(array, data.name, data.dtype, shape)  # type: ignore[arg-type]
+
+
+def adapt_gguf(tensors: StateDict, huggingface_config: Any) -> StateDict:
+    """Adapts the tensors of a GGUF file, dense or with experts, which are stacked in [E, F, D] and [E, D, F]."""
+    adapted: StateDict = {}
+    for name, data in adapt_gguf_text(tensors, huggingface_config, GGUF_LAYER_NAMES).items():
+        if match := GGUF_EXPERTS.fullmatch(name):
+            for number in range(int(data.shape[0])):
+                adapted[f"{match[1]}.{number}.{match[2]}.weight"] = expert(data, number)
+        else:
+            adapted[name] = data
+    return adapted

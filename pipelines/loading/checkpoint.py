@@ -1,4 +1,4 @@
-"""A model's files, in a local folder or on the Hugging Face hub: config.json first, weights on request."""
+"""A model's files, in a local folder, a GGUF file or on the Hugging Face hub: its configuration, weights on request."""
 
 from __future__ import annotations
 
@@ -11,36 +11,67 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.loading.encodings import QUANT_METHODS
-from pipelines.loading.hub import check_reachable, download
+from pipelines.loading.gguf.config import gguf_config, gguf_family
+from pipelines.loading.gguf.description import num_embeddings
+from pipelines.loading.gguf.file import GgufModel, open_gguf
+from pipelines.loading.gguf.generation import gguf_generation_config
+from pipelines.loading.gguf.source import (
+    fetch_from_hub,
+    find_in_folder,
+    find_local,
+    is_gguf_file,
+    model_files,
+    several,
+)
+from pipelines.loading.hub import download, list_files
 from pipelines.quiet import quiet
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo-base"
 BASE_NAME = re.compile(r"(^|[-_])(base|pt)$", re.IGNORECASE)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 CONFIG_FILES = ("config.json", "generation_config.json")
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model")
+MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model whose config.json has been read; its weights may still be on the hub."""
+    """A model whose configuration has been read; its weights may still be on the hub.
+
+    Files that the folder lacks are replaced by the metadata of the GGUF file, if the weights are in one.
+    """
 
     name: str  # as the user gave it
-    path: Path  # the folder of its files
+    path: Path  # the folder of its files; the GGUF file if it was given alone
     is_on_hub: bool
     trust_remote_code: bool
     config: dict[str, Any] = field(repr=False)  # the content of config.json
     generation_config: dict[str, Any] = field(repr=False)
+    gguf: GgufModel | None = field(default=None, repr=False)  # None: the weights are in safetensors files
+
+    @property
+    def weights_format(self) -> str:
+        """The format of the weights, for which architectures have adapters."""
+        return "safetensors" if self.gguf is None else "gguf"
+
+    @property
+    def config_source(self) -> str:
+        """What the configuration was read from, for messages."""
+        return f"config.json of '{self.name}'" if self._has_config_file else f"the metadata of '{self.name}'"
 
     @property
     def architectures(self) -> list[str]:
-        """Architecture names of config.json; empty if there are none."""
+        """Architecture names of config.json, empty if there are none; of GGUF files, that of their text model."""
+        if self.gguf is not None:
+            return [gguf_family(self.gguf).architecture]
         names = self.config.get("architectures") or []
         return [str(name) for name in names] if isinstance(names, list) else []
 
     @property
     def dtype(self) -> str | None:
-        """Type of the weights according to config.json, "bfloat16" for example."""
+        """Type of the weights according to config.json, "bfloat16" for example, or to the GGUF file."""
+        if self.gguf is not None:
+            return self.gguf.dtype
         quantization = self.config.get("quantization_config")
         method = str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
         if method in QUANT_METHODS:
@@ -66,7 +97,14 @@ class Checkpoint:
 
     @property
     def is_base_model(self) -> bool:
-        """Whether the model's name ends as those of base models do, which continue text: `-base`, `-pt`."""
+        """Whether the model's name ends as those of base models do, which continue text: `-base`, `-pt`.
+
+        A GGUF file that was given alone has its name inside, and without a chat template it is a base model too.
+        """
+        if self.gguf is not None and not self.path.is_dir():
+            names = (self.gguf.metadata.text(f"general.{key}", "") for key in ("name", "finetune"))
+            is_base = any(BASE_NAME.search(name.replace(" ", "-")) for name in names)
+            return is_base or "tokenizer.chat_template" not in self.gguf.metadata
         return BASE_NAME.search(self.name if self.is_on_hub else self.path.resolve().name) is not None
 
     @property
@@ -76,11 +114,13 @@ class Checkpoint:
 
     @cached_property
     def huggingface_config(self) -> Any:
-        """The transformers configuration of config.json, with its defaults. The first access costs seconds: an import.
+        """The transformers configuration, with its defaults. The first access costs seconds: an import.
 
         Raises:
             InputError: transformers can't read it, or would run code of the checkpoint that is not trusted.
         """
+        if not self._has_config_file:
+            return self._config_of_metadata()
         with quiet():
             from transformers import AutoConfig
             from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -95,48 +135,116 @@ class Checkpoint:
                     "trust_remote_code (--trust-remote-code)"
                 )
             try:
-                return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+                config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
             except Exception as error:  # transformers has a class of its own for each type of wrong value
                 reason = " ".join(str(error).split())[:300]
                 raise InputError(f"config.json of '{self.name}' can't be used: {reason}") from error
+        if self.gguf is not None:  # llama.cpp's converter drops embeddings that no token has
+            config.get_text_config().vocab_size = num_embeddings(self.gguf)
+        return config
 
     def download_weights(self) -> list[Path]:
-        """Returns the safetensors files; those on the hub are fetched, with the tokenizer's.
+        """Returns the files of the weights; those on the hub are fetched, with the tokenizer's.
 
         Raises:
             InputError: They can't be fetched, there are none, or some that the index names are missing.
         """
-        if not self.is_on_hub:
-            return find_weights(self.path)
         commit = self.path.name  # that of config.json, whatever has been pushed since
-        download(self.name, commit, (*MODEL_FILES, *_code_files(self.trust_remote_code)))
+        if self.is_on_hub:
+            files = MODEL_FILES if self.gguf is None else TOKENIZER_FILES
+            download(self.name, commit, (*files, *_code_files(self.trust_remote_code)))
+        if self.gguf is not None:
+            return self.gguf.paths
         try:
             return find_weights(self.path)
         except InputError:
-            check_reachable(self.name, commit)
+            if self.is_on_hub and (names := model_files(list_files(self.name, commit))):
+                raise several(f"'{self.name}'", names) from None
             raise
 
+    @property
+    def _has_config_file(self) -> bool:
+        return self.gguf is None or (self.path / "config.json").is_file()
 
-def resolve_config(model: str | None, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
-    """Finds a model and reads its config.json; of a model on the hub only the configuration is fetched.
+    def _config_of_metadata(self) -> Any:
+        """The transformers configuration of a GGUF file."""
+        with quiet():
+            from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+            try:
+                return CONFIG_MAPPING[self.config["model_type"]].from_dict(self.config)
+            except Exception as error:  # as for config.json
+                reason = " ".join(str(error).split())[:300]
+                raise InputError(f"{self.config_source} can't be used: {reason}") from error
+
+
+def resolve_config(
+    model: str | None, revision: str | None = None, trust_remote_code: bool = False, weight_path: str | None = None
+) -> Checkpoint:
+    """Finds a model and reads its configuration; of safetensors files on the hub nothing else is fetched.
 
     Args:
-        model: A folder, a hub id ("org/name"), or None for the demo that comes with the package.
+        model: A folder, a GGUF file, a hub id ("org/name"), or None for `weight_path` alone or, without it, for the
+            demo that comes with the package.
         revision: A branch, tag or commit of a model on the hub.
         trust_remote_code: Whether Python code of the checkpoint may run.
+        weight_path: A GGUF file, the model's folder or repository being where other files are; None: its only one, if
+            it has no safetensors files.
 
     Raises:
-        InputError: There is no such model, it can't be reached, or its config.json is damaged.
+        InputError: There is no such model, it can't be reached, or its configuration is damaged.
     """
+    if is_gguf_file(model) and weight_path is not None:
+        raise InputError(f"both model (--model) '{model}' and weight_path (--weight-path) are GGUF files: give one")
+    if is_gguf_file(model) or (model is None and weight_path is not None):
+        return _resolve_file(find_local(None, model or weight_path or ""), trust_remote_code)
     name = "demo" if model is None else model
     folder = DEMO_FOLDER if model is None else _local_folder(model)
     is_on_hub = folder is None
     if folder is None:
         folder = download(name, revision, (*CONFIG_FILES, *_code_files(trust_remote_code)))
-    if not (folder / "config.json").is_file():
+    file = (_find_on_hub if is_on_hub else _find_in_folder)(name, folder, weight_path)
+    if file is None and not (folder / "config.json").is_file():
         raise InputError(f"'{name}' has no config.json: give the folder or hub id of a model in Hugging Face format")
-    config, generation_config = (_read_json(folder / file) for file in CONFIG_FILES)
-    return Checkpoint(name, folder, is_on_hub, trust_remote_code, config, generation_config)
+    config, generation_config = (_read_json(folder / file_name) for file_name in CONFIG_FILES)
+    if file is None:
+        return Checkpoint(name, folder, is_on_hub, trust_remote_code, config, generation_config)
+    gguf = open_gguf(file)
+    _check_same_model(name, config, gguf)
+    config, generation_config = config or gguf_config(gguf), generation_config or gguf_generation_config(gguf.metadata)
+    return Checkpoint(name, folder, is_on_hub, trust_remote_code, config, generation_config, gguf)
+
+
+def _resolve_file(file: Path, trust_remote_code: bool) -> Checkpoint:
+    """Reads all that a GGUF file says; other files in its folder need not belong to it."""
+    gguf = open_gguf(file)
+    generation_config = gguf_generation_config(gguf.metadata)
+    return Checkpoint(str(file), file, False, trust_remote_code, gguf_config(gguf), generation_config, gguf)
+
+
+def _find_in_folder(name: str, folder: Path, weight_path: str | None) -> Path | None:
+    return find_in_folder(folder) if weight_path is None else find_local(folder, weight_path)
+
+
+def _find_on_hub(name: str, folder: Path, weight_path: str | None) -> Path | None:
+    """Fetches the GGUF file of a model on the hub. One with a config.json is taken for one in safetensors files."""
+    if is_gguf_file(weight_path):
+        return find_local(None, weight_path or "")
+    if weight_path is None and (folder / "config.json").is_file():
+        return None
+    return fetch_from_hub(name, folder.name, weight_path)
+
+
+def _check_same_model(name: str, config: dict[str, Any], gguf: GgufModel) -> None:
+    """Checks that a GGUF file holds a model of the type that config.json describes, if there is one."""
+    text_config = config.get("text_config")
+    found = (text_config if isinstance(text_config, dict) else config).get("model_type")
+    expected = gguf_family(gguf).model_type
+    if config and found != expected:
+        raise InputError(
+            f"{gguf.name} is a model of type {expected}, and config.json of '{name}' describes one of type {found}: "
+            "give the file alone, or the folder of its model"
+        )
 
 
 def find_weights(folder: Path) -> list[Path]:
@@ -186,7 +294,9 @@ def _local_folder(model: str) -> Path | None:
         if model and path.is_dir():
             return path
         if path.is_file():
-            raise InputError(f"'{model}' is a file: give the folder with config.json and the safetensors files")
+            raise InputError(
+                f"'{model}' is a file: give the folder with config.json and the safetensors files, or a GGUF file"
+            )
     except (OSError, RuntimeError) as error:  # not readable, too long, "~nobody"
         raise InputError(f"'{model[:80]}' is not a folder that can be read ({error.args[-1]})") from None
     if not HUB_ID.fullmatch(model):

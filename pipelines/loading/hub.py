@@ -11,10 +11,16 @@ from pipelines.quiet import quiet
 OTHER_FILES = ("*/*", "consolidated*")  # subfolders and second copies of the weights
 
 
-def download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def download(repo_id: str, revision: str | None, patterns: Sequence[str], ignored: Sequence[str] = OTHER_FILES) -> Path:
     """Fetches the files of a model that match the patterns, and returns the folder they are in.
 
     If the hub can't be reached, the folder may be one of the local cache that lacks some of them.
+
+    Args:
+        repo_id: The model.
+        revision: A branch, tag or commit.
+        patterns: Of the files.
+        ignored: Patterns of files that are left out.
 
     Raises:
         InputError: The model can't be fetched, for whatever reason.
@@ -26,15 +32,15 @@ def download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
         with quiet(), disable_progress_bars():
             return Path(
                 huggingface_hub.snapshot_download(
-                    repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(OTHER_FILES)
+                    repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored)
                 )
             )
     except Exception as error:  # errors of the client, its HTTP library and the disk have no common class
         raise InputError(_explain(error, repo_id, revision)) from error
 
 
-def check_reachable(repo_id: str, revision: str) -> None:
-    """Asks the hub for a model of which the local cache lacks files.
+def list_files(repo_id: str, revision: str) -> list[str]:
+    """Asks the hub for the files of a model, of which the local cache lacks some.
 
     Raises:
         InputError: The hub can't be reached, which explains the missing files.
@@ -43,7 +49,8 @@ def check_reachable(repo_id: str, revision: str) -> None:
 
     try:
         with quiet():
-            huggingface_hub.HfApi().model_info(repo_id, revision=revision)
+            found = huggingface_hub.HfApi().model_info(repo_id, revision=revision)
+            return [file.rfilename for file in found.siblings or ()]
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise InputError(_explain(error, repo_id, revision)) from error
     except Exception as error:

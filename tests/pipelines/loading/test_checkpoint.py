@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -133,8 +134,8 @@ def test_names_that_can_be_no_model(model: str, expected: str) -> None:
 
 def test_a_folder_that_is_no_model_and_a_file(tmp_path: Path) -> None:
     assert "no config.json" in refusal(lambda: resolve_config(str(tmp_path)))
-    (tmp_path / "model.gguf").touch()
-    assert "is a file" in refusal(lambda: resolve_config(str(tmp_path / "model.gguf")))
+    (tmp_path / "model.safetensors").touch()
+    assert "is a file" in refusal(lambda: resolve_config(str(tmp_path / "model.safetensors")))
 
 
 def test_code_of_a_checkpoint_runs_only_when_allowed(tmp_path: Path) -> None:
@@ -287,10 +288,11 @@ def test_a_cache_with_the_config_alone(tmp_path: Path, is_listed: bool) -> None:
 def test_weights_that_are_not_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, expected: list[str]
 ) -> None:
-    def model_info(api: object, repo_id: str, revision: str) -> None:
+    def model_info(api: object, repo_id: str, revision: str) -> SimpleNamespace:
         assert (repo_id, revision) == ("org/name", tmp_path.name)
         if error:
             raise error
+        return SimpleNamespace(siblings=None)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(write_model(tmp_path)))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))

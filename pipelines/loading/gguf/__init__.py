@@ -1,0 +1,1 @@
+"""GGUF files: checked, mapped, and read as a checkpoint of Hugging Face's would be."""
