@@ -1,7 +1,8 @@
-"""Gemma 3 checkpoints as GGUF files, as llama.cpp's own converter writes them (its convert_hf_to_gguf.py).
+"""Gemma 3 and Qwen 3 checkpoints as GGUF files, as llama.cpp's own converter writes them (its convert_hf_to_gguf.py).
 
-Norms are stored plus one and in float32, matrices in float32 or bfloat16. The tokenizer must be a byte-level BPE, as
-that of the demo model is; `pad_tokenizer` gives it as many entries as a checkpoint in another shape needs.
+Norms are stored in float32, Gemma's plus one; matrices in float32, bfloat16 or blocks of 32 values. The tokenizer must
+be a byte-level BPE, as that of the demo model is; `pad_tokenizer` gives it as many entries as a checkpoint in another
+shape needs.
 """
 
 from __future__ import annotations
@@ -13,64 +14,92 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from gguf.quants import quant_shape_to_byte_shape, quantize
 from gguf.tensor_mapping import get_tensor_name_map
 
 from pipelines.loading.safetensors_file import StoredTensor, read_tensors
 
-FILE_TYPES = {"float32": LlamaFileType.ALL_F32, "bfloat16": LlamaFileType.MOSTLY_BF16}
+FILE_TYPES = {
+    "float32": LlamaFileType.ALL_F32,
+    "bfloat16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+STORED_AS = {
+    "float32": GGMLQuantizationType.F32,
+    "bfloat16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+    "q4_0": GGMLQuantizationType.Q4_0,
+}
+ARCHITECTURES = {"Gemma3ForCausalLM": MODEL_ARCH.GEMMA3, "Qwen3ForCausalLM": MODEL_ARCH.QWEN3}
+HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def write_gguf(folder: Path, path: Path, encoding: str) -> Path:
+def write_gguf(folder: Path, path: Path, encoding: str, head_encoding: str | None = None) -> Path:
     """Writes the checkpoint of a folder as a GGUF file.
 
     Args:
-        folder: A checkpoint of Gemma3ForCausalLM, with tensors in bfloat16.
+        folder: A checkpoint of one of ARCHITECTURES, with tensors in bfloat16.
         path: The file to write.
         encoding: One of FILE_TYPES.
+        head_encoding: That of the embedding and the head; None: as the other matrices.
     """
     config = json.loads((folder / "config.json").read_text())
-    writer = GGUFWriter(path, MODEL_ARCH_NAMES[MODEL_ARCH.GEMMA3])
+    architecture = ARCHITECTURES[config["architectures"][0]]
+    writer = GGUFWriter(path, MODEL_ARCH_NAMES[architecture])
     add_config(writer, config)
     writer.add_file_type(FILE_TYPES[encoding])
     add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), config)
-    names = get_tensor_name_map(MODEL_ARCH.GEMMA3, config["num_hidden_layers"])
+    names = get_tensor_name_map(architecture, config["num_hidden_layers"])
     tensors = [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in read_tensors(file)]
-    for tensor in tensors:
-        stored_as = type_of(tensor, encoding)
-        num_bytes = int(np.prod(tensor.shape)) * (2 if stored_as == GGMLQuantizationType.BF16 else 4)
+    types = [type_of(tensor, encoding, head_encoding or encoding) for tensor in tensors]
+    for tensor, stored_as in zip(tensors, types, strict=True):
+        # The header says the shape in bytes of what is no type of numpy.
+        shape = quant_shape_to_byte_shape(tensor.shape, stored_as) if is_packed(stored_as) else tensor.shape
+        dtype = np.dtype(np.uint8 if is_packed(stored_as) else np.float32)
         name = names.get_name(tensor.name, try_suffixes=(".weight",))
-        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), num_bytes, raw_dtype=stored_as)
+        assert name is not None, tensor.name
+        writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize, raw_dtype=stored_as)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in tensors:
-        writer.write_tensor_data(values_of(tensor, type_of(tensor, encoding)))
+    is_gemma = architecture == MODEL_ARCH.GEMMA3
+    for tensor, stored_as in zip(tensors, types, strict=True):
+        writer.write_tensor_data(values_of(tensor, stored_as, is_gemma))
     writer.close()
     return path
 
 
-def type_of(tensor: StoredTensor, encoding: str) -> GGMLQuantizationType:
+def is_packed(stored_as: GGMLQuantizationType) -> bool:
+    """Whether the values are bytes to gguf: bfloat16 and blocks."""
+    return stored_as != GGMLQuantizationType.F32
+
+
+def type_of(tensor: StoredTensor, encoding: str, head_encoding: str) -> GGMLQuantizationType:
     """The type in which a tensor is stored."""
-    is_matrix = len(tensor.shape) > 1
-    return GGMLQuantizationType.BF16 if is_matrix and encoding == "bfloat16" else GGMLQuantizationType.F32
+    if len(tensor.shape) == 1:
+        return GGMLQuantizationType.F32
+    return STORED_AS[head_encoding if tensor.name in HEADS else encoding]
 
 
-def values_of(tensor: StoredTensor, stored_as: GGMLQuantizationType) -> npt.NDArray[Any]:
+def values_of(tensor: StoredTensor, stored_as: GGMLQuantizationType, is_gemma: bool) -> npt.NDArray[Any]:
     """The values as the file has them."""
     assert tensor.dtype_name == "BF16", tensor.name
     bits = tensor.data.view(np.uint16).reshape(tensor.shape)
     if stored_as == GGMLQuantizationType.BF16:
         return bits
     values = (bits.astype(np.uint32) << 16).view(np.float32)
-    return values + 1 if tensor.name.endswith("norm.weight") else values
+    if is_packed(stored_as):
+        return quantize(values, stored_as)
+    return values + 1 if is_gemma and tensor.name.endswith("norm.weight") else values
 
 
 def add_config(writer: GGUFWriter, config: dict[str, Any]) -> None:
     """Writes the keys of the model's shape."""
-    if config["query_pre_attn_scalar"] != config["head_dim"] or config.get("rope_scaling"):
-        raise ValueError("llama.cpp takes these values from the size of the published models")
+    if config.get("rope_scaling"):
+        raise ValueError("a rope_scaling is not written")
     rope = config.get("rope_parameters", {})
-    local, full = rope.get("sliding_attention", {}), rope.get("full_attention", {})
+    full = rope.get("full_attention", rope)
     writer.add_name("benchmark")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -82,6 +111,15 @@ def add_config(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(full.get("rope_theta") or config["rope_theta"])
+    if config["architectures"] == ["Gemma3ForCausalLM"]:
+        add_sliding_window(writer, config)
+
+
+def add_sliding_window(writer: GGUFWriter, config: dict[str, Any]) -> None:
+    """Writes Gemma's keys of its sliding layers."""
+    if config["query_pre_attn_scalar"] != config["head_dim"]:
+        raise ValueError("llama.cpp takes the scale from the size of the published models")
+    local = config.get("rope_parameters", {}).get("sliding_attention", {})
     writer.add_rope_freq_base_swa(local.get("rope_theta") or config["rope_local_base_freq"])
     writer.add_sliding_window(config["sliding_window"])
     writer.add_sliding_window_pattern(sliding_window_pattern(config))
@@ -111,7 +149,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: dict[str, Any], config: dict[st
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(ends[0])
     writer.add_eot_token_id(ends[-1])
-    writer.add_pad_token_id(config["pad_token_id"])
+    if "pad_token_id" in config:
+        writer.add_pad_token_id(config["pad_token_id"])
     writer.add_add_bos_token(True)
 
 

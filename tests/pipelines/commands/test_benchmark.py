@@ -238,7 +238,7 @@ def test_the_key_is_sent_and_not_shown(call: Caller, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "Missing option '--url'"),
+        (("--concurrency", "2"), "--concurrency is for a server: give --url too"),
         (("--url", "localhost:8000"), "--url is 'localhost:8000': write an address"),
         (("--url", "http://localhost", "--prompt-tokens", "9:3"), "--prompt-tokens is '9:3'"),
         (("--url", "http://localhost", "--output-tokens", "none"), "--output-tokens is 'none'"),
