@@ -15,7 +15,7 @@ import click
 from pipelines.commands.streams import OutputError, open_standard_streams
 from pipelines.config import AUTO, GENERATION_CONFIGS, PipelineConfig, parse_memory
 from pipelines.errors import InputError
-from pipelines.loading.encodings import ENCODINGS
+from pipelines.loading.encodings import ACTIVATION_ENCODINGS, ENCODINGS
 from pipelines.sampling.params import SamplingParams
 
 
@@ -91,7 +91,12 @@ def _model_options(command: Any) -> Any:
 
 _CHAT_TEMPLATE = click.option("--chat-template", metavar="FILE", help="A Jinja template in place of the model's.")
 _MODEL_OPTIONS = (
-    click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint.  [default: the bundled demo]"),
+    click.option("--model", metavar="FOLDER|FILE.gguf|HUB_ID", help="The checkpoint.  [default: the bundled demo]"),
+    click.option(
+        "--weight-path",
+        metavar="FILE.gguf",
+        help="A GGUF file: on this machine, alone or beside the files of --model, or in its folder or repository.",
+    ),
     click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub."),
     click.option(
         "--max-length", type=int, help="Tokens of prompt and output.  [default: the model's limit, or what fits]"
@@ -105,6 +110,27 @@ _MODEL_OPTIONS = (
     ),
     click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
     click.option("--quantization-encoding", type=click.Choice([AUTO, *ENCODINGS]), default=AUTO, show_default=True),
+    click.option(
+        "--head-encoding",
+        type=click.Choice([AUTO, *ENCODINGS]),
+        default=AUTO,
+        show_default=True,
+        help="Of the embedding and the head; auto: 8 bits where the other matrices have fewer.",
+    ),
+    click.option(
+        "--activation-encoding",
+        type=click.Choice([AUTO, *ACTIVATION_ENCODINGS]),
+        default=AUTO,
+        show_default=True,
+        help="In products with weights of 8 bits or fewer; auto: int8.",
+    ),
+    click.option(
+        "--weight-cache/--no-weight-cache",
+        "enable_weight_cache",
+        default=True,
+        show_default=True,
+        help="Keep weights that are quantized while loading for the next start.",
+    ),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
     click.option(
         "--generation-config",
@@ -233,9 +259,46 @@ def serve(**options: Any) -> None:
     serve_from_console(_config(options), **serving)
 
 
-@commands.command()
-@click.option("--url", required=True, help="The server's address, with or without /v1.")
-@click.option("--model", metavar="NAME", help="[default: the first of GET /v1/models]")
+class _BenchmarkCommand(click.Command):
+    """Shows the options of its two modes apart."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the sections of the help text."""
+        sections: dict[str, list[tuple[str, str]]] = {"A model in this process": [], "A server": [], "Both": []}
+        for option in self.get_params(context):
+            is_shared = option.name in (*_SHARED_OPTIONS, "help")
+            section = (
+                "Both" if is_shared else "A server" if option.name in _SERVER_OPTIONS else "A model in this process"
+            )
+            if record := option.get_help_record(context):
+                sections[section].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+@commands.command(cls=_BenchmarkCommand)
+@_model_options
+@click.option(
+    "--prompt-length", "prompt_lengths", type=int, multiple=True, metavar="N", help="Tokens; 0: none.  [default: 512]"
+)
+@click.option(
+    "--generate-length",
+    "generate_lengths",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="New tokens, one a step; 0: none.  [default: 128]",
+)
+@click.option("--depth", "depths", type=int, multiple=True, metavar="N", help="Tokens before.  [default: 0]")
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True, metavar="N", help="Rows.  [default: 1]")
+@click.option("--repetitions", type=int, default=5, show_default=True, help="Of each test, after a warm-up.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="The table in Markdown.")
+@click.option(
+    "--url",
+    help="Its address, with or without /v1. --model is then the name that requests carry.  [default: the first of GET"
+    " /v1/models]",
+)
 @click.option("--api-key", envvar="PIPELINES_API_KEY", help="The key that the server asks for.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", show_default=True)
 @click.option("--num-requests", type=int, help="[default: 100, or those of --prompts]")
@@ -264,7 +327,9 @@ def serve(**options: Any) -> None:
     show_default=True,
     help="Tokens that all random prompts begin with, in addition to --prompt-tokens.",
 )
-@click.option("--seed", type=int, help="Of prompts, lengths and arrivals.  [default: another each time]")
+@click.option(
+    "--seed", type=int, help="Of prompts, lengths and arrivals.  [default: 0; for a server another each time]"
+)
 @click.option("--warmup", "num_warmup", type=int, default=1, show_default=True, help="Requests before the load.")
 @click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Answers of full length.")
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, metavar="SECONDS")
@@ -273,16 +338,31 @@ def serve(**options: Any) -> None:
     "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw into a .png or .svg file."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
-def benchmark(**options: Any) -> None:
-    """Measure latency and throughput of an OpenAI-compatible server.
+@click.pass_context
+def benchmark(context: click.Context, /, **options: Any) -> None:
+    """Measure a model in this process, or, with --url, an OpenAI-compatible server.
 
-    Exits with 1 if a request has failed.
+    A model: how fast it processes prompts (pp) and generates (tg), after --depth tokens and in batches; these options
+    may be repeated. A server: latency and throughput under load; the exit code is 1 if a request has failed.
     """
     from pipelines.commands.benchmark import benchmark_to_console
+    from pipelines.commands.benchmark_local import benchmark_model_to_console
 
-    options["extra_body"] = _json_object("--extra-body", options["extra_body"])
-    if code := benchmark_to_console(**options):
+    server, shared = _take(options, *_SERVER_OPTIONS), _take(options, *_SHARED_OPTIONS)
+    if server["url"] is None:
+        _refuse_given(context, _SERVER_OPTIONS, "is for a server: give --url too, or leave it out")
+        local = _take(options, *_LOCAL_OPTIONS)
+        seed, as_json = shared.pop("seed"), shared.pop("as_json")
+        benchmark_model_to_console(_config(options | shared), seed=seed, as_json=as_json, **local)
+        return
+    _refuse_given(context, tuple(options), "is for a model in this process: leave out it or --url")
+    server["extra_body"] = _json_object("--extra-body", server["extra_body"])
+    if code := benchmark_to_console(**server, **shared):
         raise click.exceptions.Exit(code)
+
+
+# Lengths and batch size follow from the tests, and nothing is sampled.
+benchmark.params = [p for p in benchmark.params if p.name not in ("max_length", "max_batch_size", "generation_config")]
 
 
 @commands.command(name="list")
@@ -291,6 +371,18 @@ def list_command() -> None:
     from pipelines.commands.list import list_architectures
 
     list_architectures()
+
+
+@commands.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--clear", is_flag=True, help="Remove all entries, or those with these names or of these models.")
+def cache(names: tuple[str, ...], clear: bool) -> None:
+    """Show what is kept on disk: weights that were quantized while loading, and compiled kernels."""
+    from pipelines.commands.cache import clear_cache, show_cache
+
+    if names and not clear:
+        raise click.UsageError("names are for --clear")
+    clear_cache(names) if clear else show_cache()
 
 
 _SAMPLING_OPTIONS = (
@@ -323,6 +415,35 @@ _SERVE_OPTIONS = (
     "log_level",
     "log_format",
 )
+
+
+_SHARED_OPTIONS = ("model", "seed", "as_json")
+_LOCAL_OPTIONS = ("prompt_lengths", "generate_lengths", "depths", "batch_sizes", "repetitions", "as_markdown")
+_SERVER_OPTIONS = (
+    "url",
+    "api_key",
+    "endpoint",
+    "num_requests",
+    "request_rate",
+    "concurrency",
+    "prompt_tokens",
+    "output_tokens",
+    "prompts_file",
+    "shared_prefix_tokens",
+    "num_warmup",
+    "ignore_eos",
+    "timeout_s",
+    "extra_body",
+    "plot_file",
+)
+
+
+def _refuse_given(context: click.Context, names: tuple[str, ...], reason: str) -> None:
+    """Refuses the first of these options that the command line has; the environment may have any."""
+    for option in context.command.params:
+        is_given = context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+        if is_given and option.name in names:
+            raise InputError(f"{option.opts[0]} {reason}")
 
 
 def _json_object(option: str, text: str | None) -> dict[str, Any]:

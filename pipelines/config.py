@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import InputError
-from pipelines.loading.encodings import ENCODINGS
+from pipelines.loading.encodings import ACTIVATION_ENCODINGS, ENCODINGS
 
 if TYPE_CHECKING:
     from max.driver import Device
@@ -32,14 +33,18 @@ class PipelineConfig:
     """
 
     model: str | None = None  # a folder or a hub id; None: the demo model that comes with the package
+    weight_path: str | None = None  # a GGUF file, on this machine or in the model's folder or repository
     revision: str | None = None
     devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"
     quantization_encoding: str = AUTO
+    head_encoding: str = AUTO  # of the embedding and the head
+    activation_encoding: str = AUTO  # of activations in products with weights in blocks; auto: int8
     max_length: int | None = None  # tokens of prompt and output; None: the model's limit, or what fits in memory
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
     enable_prefix_caching: bool = False
+    enable_weight_cache: bool = True  # keeps weights that are quantized while loading for the next start
     chat_template: str | None = field(default=None, repr=False)  # Jinja text in place of the checkpoint's template
     generation_config: str = AUTO  # the source of sampling defaults: the checkpoint's generation_config.json, or "none"
     custom_architectures: tuple[str, ...] = ()  # "module" or "module:attribute"
@@ -48,13 +53,15 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         if self.model is not None:
             object.__setattr__(self, "model", os.fspath(self.model))  # it may be a Path
+        if self.weight_path is not None:
+            object.__setattr__(self, "weight_path", os.fspath(self.weight_path))
+            if not self.weight_path.endswith(".gguf"):
+                raise InputError(f"weight_path (--weight-path) is '{self.weight_path}': give a .gguf file")
         _parse_devices(self.devices)
-        if self.quantization_encoding not in (AUTO, *ENCODINGS):
-            choices = ", ".join((AUTO, *ENCODINGS))
-            raise InputError(f"quantization_encoding is '{self.quantization_encoding}': choose one of {choices}")
-        if self.generation_config not in GENERATION_CONFIGS:
-            choices = " or ".join(GENERATION_CONFIGS)
-            raise InputError(f"generation_config is '{self.generation_config}': choose {choices}")
+        _check_choice("quantization_encoding", self.quantization_encoding, (AUTO, *ENCODINGS))
+        _check_choice("head_encoding", self.head_encoding, (AUTO, *ENCODINGS))
+        _check_choice("activation_encoding", self.activation_encoding, (AUTO, *ACTIVATION_ENCODINGS))
+        _check_choice("generation_config", self.generation_config, GENERATION_CONFIGS)
         if self.chat_template is not None:
             from pipelines.text.chat_template import check_chat_template
 
@@ -137,6 +144,11 @@ def _parse_devices(devices: str) -> list[int]:
     if len(set(numbers)) < len(numbers):
         raise InputError(f"devices (--devices) is '{devices}': name each GPU once")
     return numbers
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is '{value}': choose one of {', '.join(choices)}")
 
 
 def _check_int(name: str, value: Any, low: int, high: int, optional: bool = True) -> None:

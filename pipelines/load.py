@@ -6,24 +6,32 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from max.driver import Device
 from max.engine import InferenceSession
 from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
-from pipelines.config import PipelineConfig, open_devices
+from pipelines.config import AUTO, PipelineConfig, open_devices
 from pipelines.errors import InputError
+from pipelines.loading.blocks import stored_type
 from pipelines.loading.checkpoint import Checkpoint, resolve_config
 from pipelines.loading.encodings import encoding
+from pipelines.loading.gguf.file import open_gguf_state_dict
 from pipelines.loading.memory import available_bytes
+from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key
+from pipelines.loading.weight_cache.files import weights_folder
 from pipelines.loading.weights import open_state_dict
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
 from pipelines.sampling.defaults import SamplingDefaults
 from pipelines.stages import NullStages, Stages
+from pipelines.text.gguf_tokenizer import CHAT_TEMPLATE, gguf_tokenizer
 from pipelines.text.prompts import ImageProcessor, PromptEncoder
 from pipelines.text.tokenizer import TextTokenizer
 from pipelines.text_generation import TextGenerationPipeline
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_pipeline(
@@ -50,13 +58,15 @@ def load_pipeline(
 class PreparedPipeline:
     """A run with an open checkpoint and a planned cache; nothing is compiled yet.
 
-    config: with its encoding and max_length set. prompts: checks and encodes prompts, before the model is loaded.
+    config: with its encoding and max_length set. weight_paths: the files of the weights. prompts: checks and encodes
+    prompts, before the model is loaded.
     """
 
     config: PipelineConfig
     checkpoint: Checkpoint
     architecture: SupportedArchitecture
     devices: Sequence[Device]
+    weight_paths: Sequence[Path]
     state_dict: dict[str, WeightData]
     kv_params: KVCacheParams
     plan: CachePlan
@@ -73,12 +83,31 @@ class PreparedPipeline:
         session = InferenceSession(devices=self.devices)
         huggingface_config = self.checkpoint.huggingface_config
         model = self.architecture.pipeline_model(
-            self.config, session, self.devices, huggingface_config, self.state_dict, stages=self.stages
+            self.config,
+            session,
+            self.devices,
+            huggingface_config,
+            self.state_dict,
+            stages=self.stages,
+            open_weight_cache=self._open_weight_cache,
         )
         with self.stages.stage("cache"):
             caching = self.config.enable_prefix_caching
             cache = KVCacheManager(self.kv_params, self.plan.num_pages, self.devices, caching)
         return TextGenerationPipeline(self.config, model, cache, self.prompts, self.sampling_defaults)
+
+    def _open_weight_cache(self) -> WeightCache:
+        config = self.config
+        if not config.enable_weight_cache:
+            return WeightCache.open(None, {})
+        key = checkpoint_key(
+            self.weight_paths,
+            model=self.checkpoint.name,
+            encoding=config.quantization_encoding,
+            head_encoding=config.head_encoding,
+            devices=config.devices,
+        )
+        return WeightCache.open(weights_folder(), key)
 
 
 def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> PreparedPipeline:
@@ -89,19 +118,16 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     """
     stages = stages or NullStages()
     with stages.stage("config"):
-        checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code)
+        checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code, config.weight_path)
         architecture = Registry.load(config.custom_architectures).find(checkpoint.architectures)
         chosen = choose_encoding(architecture, config.device_kind, config.quantization_encoding, checkpoint.dtype)
         config = dataclasses.replace(config, quantization_encoding=chosen)
         devices = open_devices(config)
         kv_params = _kv_params(architecture, config, checkpoint)
     with stages.stage("checkpoint"):
-        state_dict = open_state_dict(
-            checkpoint.download_weights(), architecture.weight_adapters["safetensors"], checkpoint.huggingface_config
-        )
-        tokenizer = TextTokenizer.from_pretrained(
-            checkpoint.path, config.trust_remote_code, checkpoint.eos_token_ids, config.chat_template
-        )
+        weight_paths = checkpoint.download_weights()
+        state_dict = _open_state_dict(checkpoint, architecture, weight_paths)
+        tokenizer = _tokenizer(config, checkpoint)
     sampling_defaults = _sampling_defaults(config, checkpoint)
     plan = _plan(config, architecture, checkpoint, kv_params, devices, state_dict)
     stages.note(plan.describe(kv_params))
@@ -115,7 +141,17 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         load_image_processor=_image_processor_loader(architecture, checkpoint),
     )
     return PreparedPipeline(
-        config, checkpoint, architecture, devices, state_dict, kv_params, plan, prompts, sampling_defaults, stages
+        config=config,
+        checkpoint=checkpoint,
+        architecture=architecture,
+        devices=devices,
+        weight_paths=weight_paths,
+        state_dict=state_dict,
+        kv_params=kv_params,
+        plan=plan,
+        prompts=prompts,
+        sampling_defaults=sampling_defaults,
+        stages=stages,
     )
 
 
@@ -126,7 +162,36 @@ def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, chec
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"config.json of '{checkpoint.name}': {error}") from error
+        raise InputError(f"{checkpoint.config_source}: {error}") from error
+
+
+def _open_state_dict(
+    checkpoint: Checkpoint, architecture: SupportedArchitecture, weight_paths: Sequence[Path]
+) -> dict[str, WeightData]:
+    """Maps the files of the weights, and gives their tensors the graph's names.
+
+    Raises:
+        InputError: A file is damaged, a tensor is unknown, or the architecture doesn't read files of the format.
+    """
+    adapt = architecture.weight_adapters.get(checkpoint.weights_format)
+    if adapt is None:
+        formats = " and ".join(architecture.weight_adapters)
+        raise InputError(f"{architecture.name} can't be read from {checkpoint.weights_format} files, only {formats}")
+    if checkpoint.gguf is not None:
+        return open_gguf_state_dict(checkpoint.gguf, adapt, checkpoint.huggingface_config)
+    return open_state_dict(weight_paths, adapt, checkpoint.huggingface_config)
+
+
+def _tokenizer(config: PipelineConfig, checkpoint: Checkpoint) -> TextTokenizer:
+    """Reads the tokenizer and its chat template: those of the folder, and what it lacks from the GGUF file."""
+    gguf, eos_token_ids = checkpoint.gguf, checkpoint.eos_token_ids
+    if gguf is not None and not any((checkpoint.path / name).is_file() for name in TOKENIZER_FILES):
+        return TextTokenizer(gguf_tokenizer(gguf.metadata, config.chat_template), eos_token_ids)
+    read = partial(TextTokenizer.from_pretrained, checkpoint.path, config.trust_remote_code, eos_token_ids)
+    tokenizer = read(config.chat_template)
+    if gguf is not None and not tokenizer.has_chat_template and CHAT_TEMPLATE in gguf.metadata:
+        return read(gguf.metadata.text(CHAT_TEMPLATE))
+    return tokenizer
 
 
 def _sampling_defaults(config: PipelineConfig, checkpoint: Checkpoint) -> SamplingDefaults:
@@ -181,9 +246,14 @@ def _weights_bytes(
     config: PipelineConfig, architecture: SupportedArchitecture, state_dict: dict[str, WeightData]
 ) -> int:
     """Memory that the weights will take, all devices together."""
-    record = encoding(config.quantization_encoding).on(config.device_kind)
-    in_memory = [data for name, data in state_dict.items() if name not in architecture.lookup_tables]
-    return sum(record.num_bytes([int(dim) for dim in data.shape], data.dtype) for data in in_memory)
+    record = encoding(config.quantization_encoding)
+    head = record.head if config.head_encoding == AUTO else encoding(config.head_encoding)
+    total = 0
+    for name, data in state_dict.items():
+        if name not in architecture.lookup_tables:
+            own = (head if name in architecture.head_weights else record).on(config.device_kind)
+            total += own.num_bytes([int(dim) for dim in data.shape], stored_type(data))
+    return total
 
 
 def _free_bytes(devices: Sequence[Device]) -> int:

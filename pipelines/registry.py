@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.config import AUTO
 from pipelines.errors import InputError
+from pipelines.loading.encodings import ENCODINGS, encoding
 
 ENTRY_POINT_GROUP = "pipelines.architectures"
 
@@ -27,6 +28,7 @@ class SupportedArchitecture:
     sizes: str = ""  # as in the models' names, "270M, 1B"
     image_processor: Callable[..., Any] | None = None  # (folder, huggingface_config) -> an ImageProcessor
     lookup_tables: tuple[str, ...] = ()  # weights whose rows are read from the mapped file: they take no memory
+    head_weights: tuple[str, ...] = ("embed_tokens.weight", "lm_head.weight")  # those in the head's encoding
 
     @property
     def input_modalities(self) -> tuple[str, ...]:
@@ -91,7 +93,8 @@ def choose_encoding(
         checkpoint_dtype: The type that the checkpoint is stored in, if it is known.
 
     Raises:
-        InputError: The device does not run the architecture in it; the message names the encodings that it runs.
+        InputError: The device does not run the architecture in it; the message names the encodings that it runs. Or
+            the checkpoint can't be loaded in it.
     """
     encodings = architecture.encodings.get(device_kind, ())
     if not encodings:
@@ -102,7 +105,23 @@ def choose_encoding(
     if requested not in encodings:
         can_run = ", ".join(encodings)
         raise InputError(f"{architecture.name} does not run in {requested} on {device_kind}; choose one of: {can_run}")
+    _check_stored(requested, checkpoint_dtype)
     return requested
+
+
+def _check_stored(requested: str, checkpoint_dtype: str | None) -> None:
+    """Checks that a checkpoint of this type can be loaded in the encoding that the run asks for.
+
+    Raises:
+        InputError: It can't, or its weights would be quantized twice.
+    """
+    if requested == checkpoint_dtype:
+        return
+    record = encoding(requested)
+    if record.needs_quantized_checkpoint:
+        raise InputError(f"quantization_encoding {requested} needs a checkpoint that is stored in it: choose another")
+    if record.has_blocks and checkpoint_dtype in ENCODINGS and encoding(checkpoint_dtype).has_blocks:
+        raise InputError(f"the file is quantized: in {requested} it would be quantized twice; choose {AUTO}")
 
 
 def _load_custom(name: str) -> tuple[SupportedArchitecture, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import block_models
 import pytest
 import tiny_models
 from loader import Loader
@@ -21,10 +22,12 @@ from pipelines.loading.checkpoint import DEMO_FOLDER
 disable_progress_bar()  # what transformers writes on stderr would mix with what commands do
 
 WRITERS = {
+    "qwen3_gguf": block_models.qwen3_gguf,
+    "qwen3_gguf_twin": block_models.qwen3_gguf_twin,
     "gemma3_multimodal": write_tiny_gemma3_multimodal,
     "gemma3_multimodal_for_gpus": write_gemma3_multimodal_for_gpus,
 }
-REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin"}
+REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin", "qwen3_gguf": "qwen3_gguf_twin"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

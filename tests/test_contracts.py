@@ -37,13 +37,14 @@ MAX_MODULES = ("graph", "nn", "engine", "driver", "dtype", "tree")
 LOWER_ROOMS = {"loading", "sampling", "media", "text", "engine"}
 FACES = {"load", "text_generation"}  # the modules that users of `pipelines` call
 ROOMS = {  # of `pipelines`, with what each may import of the other rooms and of the faces
-    "loading": set(),
+    "native": set(),
+    "loading": {"native"},
     "text": set(),
     "media": set(),
-    "sampling": {"text"},
+    "sampling": {"native", "text"},
     "engine": {"sampling", "text"},
     "serve": LOWER_ROOMS | FACES,
-    "benchmark": set(),
+    "benchmark": LOWER_ROOMS | FACES | {"native"},
     "commands": LOWER_ROOMS | FACES | {"serve", "benchmark"},
 }
 SHARED_FOLDERS = {"layers": {"layers"}, "decoder": {"decoder", "layers"}}  # of `architectures`, and what they import
@@ -66,9 +67,11 @@ EXPORTED = {
     "architectures.qwen3": "Qwen3Config Qwen3Inputs Qwen3Model",
 }
 MODEL_OPTIONS = """
-    --model --revision --max-length --max-batch-size --max-batch-tokens --devices --quantization-encoding
+    --model --weight-path --revision --max-length --max-batch-size --max-batch-tokens --devices
+    --quantization-encoding --head-encoding --activation-encoding --weight-cache/--no-weight-cache
     --kv-cache-memory --generation-config --custom-architectures --trust-remote-code
 """
+SET_BY_TESTS = ("--max-length", "--max-batch-size", "--generation-config")  # of a benchmark
 OPTIONS = {
     "generate": f"""
         {MODEL_OPTIONS} --prompt --image --chat/--raw --chat-template --chat-template-kwargs --max-new-tokens
@@ -81,11 +84,14 @@ OPTIONS = {
         --max-request-bytes --shutdown-timeout --cors-origin --allowed-image-hosts --chat-template --reasoning-parser
         --log-level --log-format
     """,
-    "benchmark": """
-        --url --model --api-key --endpoint --num-requests --request-rate --concurrency --prompt-tokens --output-tokens
+    "benchmark": f"""
+        {" ".join(name for name in MODEL_OPTIONS.split() if name not in SET_BY_TESTS)}
+        --prompt-length --generate-length --depth --batch-size --repetitions --markdown
+        --url --api-key --endpoint --num-requests --request-rate --concurrency --prompt-tokens --output-tokens
         --prompts --shared-prefix-tokens --seed --warmup --ignore-eos/--no-ignore-eos --timeout --extra-body --plot
         --json
     """,
+    "cache": "--clear names",
     "list": "",
 }
 
@@ -136,6 +142,14 @@ def test_rooms_import_no_room_that_stands_on_them() -> None:
     assert not wrong
     folders = {path.parent.name for path in (ROOT / "pipelines").glob("*/__init__.py")}
     assert folders <= ROOMS.keys(), "say what a new room may import"
+
+
+def test_the_load_generator_knows_nothing_of_what_it_measures() -> None:
+    """It speaks HTTP alone, so that numbers of different servers compare; a model in this process is `local*.py`."""
+    own = [m for m in MODULES if m.startswith("pipelines.benchmark.") and not m.split(".")[2].startswith("local")]
+    assert len(own) > 8
+    used = {name for module in own for name in imports(module) if name.startswith(("pipelines.", "kv_cache"))}
+    assert not [name for name in used if name.split(".")[1] not in ("benchmark", "errors")]
 
 
 def test_no_architecture_imports_another() -> None:

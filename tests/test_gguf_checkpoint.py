@@ -1,4 +1,4 @@
-"""The GGUF file of the demo model, by gguf's own reader: benchmarks/serve.py gives it to llama.cpp."""
+"""GGUF files of the demo model and of a tiny Qwen 3, by gguf's own reader: benchmarks give them to llama.cpp."""
 
 from __future__ import annotations
 
@@ -87,3 +87,54 @@ def test_a_tokenizer_with_an_entry_for_each_row(tmp_path: Path) -> None:
     vocab = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
     assert sorted(vocab.values()) == list(range(5000))
     assert vocab["<unused4999>"] == 4999
+
+
+def read(path: Path) -> dict[str, tuple[str, npt.NDArray[np.float32]]]:
+    """Type and values of each tensor."""
+    tensors = gguf.GGUFReader(path).tensors
+    return {each.name: (each.tensor_type.name, dequantize(each)) for each in tensors}
+
+
+def dequantize(tensor: Any) -> npt.NDArray[np.float32]:
+    values: npt.NDArray[np.float32] = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    return values.reshape(tensor.shape[::-1])
+
+
+@pytest.mark.parametrize(("encoding", "head", "tolerance"), [("q8_0", None, 0.01), ("q4_0", "q8_0", 0.2)])
+def test_matrices_in_blocks(encoding: str, head: str | None, tolerance: float, tmp_path: Path) -> None:
+    from gguf_checkpoint import write_gguf
+
+    found = read(write_gguf(DEMO_FOLDER, tmp_path / "demo.gguf", encoding, head))
+    ours = {tensor.name: float32(tensor.array()) for tensor in read_tensors(DEMO_FOLDER / "model.safetensors")}
+    for name, gguf_name in NAMES.items():
+        stored_as, values = found[gguf_name]
+        assert values.shape == ours[name].shape
+        if ours[name].ndim == 1:
+            assert stored_as == "F32" and np.array_equal(values, ours[name] + 1)
+        else:
+            assert stored_as == ("Q8_0" if name == "model.embed_tokens.weight" else encoding.upper())
+            blocks, error = (each.reshape(-1, 32) for each in (ours[name], np.abs(values - ours[name])))
+            # Of a block's largest number: half a step of 1/127, or one of 1/8 where the other sign is cut.
+            assert (error.max(1) <= tolerance * np.abs(blocks).max(1) + 1e-7).all()
+
+
+def test_a_qwen_as_gguf(tmp_path: Path) -> None:
+    from checkpoints import write_random_checkpoint
+    from gguf_checkpoint import pad_tokenizer, write_gguf
+
+    config = json.loads((Path(__file__).parent / "configs/Qwen__Qwen3-0.6B/config.json").read_text())
+    config |= {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 5000, "bos_token_id": 2, "eos_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens": [5000, 64], "model.norm": [64], "model.layers.0.self_attn.q_norm": [128]}
+    shapes |= {"model.layers.0.mlp.down_proj": [64, 3072]}
+    tensors = {f"{name}.weight": ("BF16", shape) for name, shape in shapes.items()}
+    folder = write_random_checkpoint(tmp_path / "qwen", tmp_path / "config.json", tensors, DEMO_FOLDER)
+    pad_tokenizer(folder)
+    path = write_gguf(folder, tmp_path / "qwen.gguf", "float32")
+    ours = {tensor.name: float32(tensor.array()) for tensor in read_tensors(folder / "model.safetensors")}
+    names = {"model.norm": "output_norm", "model.layers.0.self_attn.q_norm": "blk.0.attn_q_norm"}
+    for name, gguf_name in names.items():  # nothing is added to these norms
+        assert np.array_equal(read(path)[f"{gguf_name}.weight"][1], ours[f"{name}.weight"])
+    keys = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+    assert keys["general.architecture"] == "qwen3" and keys["qwen3.attention.key_length"] == 128
+    assert keys["qwen3.rope.freq_base"] == 1e6 and "qwen3.attention.sliding_window" not in keys

@@ -14,10 +14,18 @@ from architectures.layers.activations import ACTIVATIONS
 from architectures.layers.attention import FULL, MIN_CPU_WINDOW, SLIDING
 from architectures.layers.rope import RopeParameters
 from kv_cache import KVCacheParams, PageGroup
-from pipelines.config import PipelineConfig
+from pipelines.config import AUTO, PipelineConfig
+from pipelines.loading.blocks import StoredType, stored_type
 from pipelines.loading.checkpoint import resolve_config
 from pipelines.loading.encoding import Encoding
-from pipelines.loading.encodings import DEFAULT_ENCODINGS, by_device, encoding
+from pipelines.loading.encodings import (
+    ACTIVATION_ENCODINGS,
+    DEFAULT_ENCODINGS,
+    ENCODINGS,
+    QUANT_METHODS,
+    by_device,
+    encoding,
+)
 from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 from pipelines.loading.weights import same_values
 from pipelines.pipeline_model import ReturnLogits
@@ -32,11 +40,12 @@ class DecoderConfig:
 
     The names are transformers'; hidden_activation is also called hidden_act there. layer_types: SLIDING or FULL for
     each layer. sliding_window: of the SLIDING layers. rope_parameters: by layer type. dtype: of activations and cache.
-    encoding: of the weight matrices in memory. quant_config: scaling of the checkpoint's float8 matrices. stored: types
-    of the checkpoint's tensors, by the graph's names. `finalize` sets return_logits, tie_word_embeddings and stored.
+    encoding: of the weight matrices in memory. head_encoding: of the embedding and the head. quant_config: scaling of
+    the checkpoint's float8 matrices. stored: types of the checkpoint's tensors, by the graph's names. `finalize` sets
+    return_logits, tie_word_embeddings and stored.
     """
 
-    encodings: ClassVar[Encodings] = by_device(["float32", "bfloat16"])
+    encodings: ClassVar[Encodings] = by_device([name for name in ENCODINGS if name not in QUANT_METHODS.values()])
 
     vocab_size: int
     hidden_size: int
@@ -53,11 +62,12 @@ class DecoderConfig:
     rope_parameters: Mapping[str, RopeParameters]
     dtype: DType
     encoding: Encoding
+    head_encoding: Encoding
     devices: tuple[DeviceRef, ...]
     quant_config: Float8Config | None = None
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
     tie_word_embeddings: bool = False
-    stored: Mapping[str, DType] = field(default_factory=dict)
+    stored: Mapping[str, StoredType] = field(default_factory=dict)
     is_finalized: bool = False
 
     @classmethod
@@ -65,7 +75,9 @@ class DecoderConfig:
         """Creates the configuration of a run; `model_config`, if None, is read from the run's checkpoint."""
         if model_config is None:
             run = pipeline_config
-            model_config = resolve_config(run.model, run.revision, run.trust_remote_code).huggingface_config
+            model_config = resolve_config(
+                run.model, run.revision, run.trust_remote_code, run.weight_path
+            ).huggingface_config
         return cls.initialize_from_config(pipeline_config, model_config)
 
     @classmethod
@@ -104,6 +116,7 @@ class DecoderConfig:
             "rope_parameters": _rope_parameters(text.rope_parameters, layer_types),
             "dtype": requested.activation_dtypes[run.device_kind],
             "encoding": requested.on(run.device_kind),
+            "head_encoding": cls._head_encoding(run).on(run.device_kind),
             "devices": tuple(run.device_refs),
         }
 
@@ -134,14 +147,30 @@ class DecoderConfig:
             raise ValueError(
                 f"quantization_encoding {name!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
             )
-        return encoding(name)
+        return _with_activations(encoding(name), run)
+
+    @classmethod
+    def _head_encoding(cls, run: PipelineConfig) -> Encoding:
+        """Encoding of the embedding and the head: the one that the run asks for, or what suits the others'.
+
+        Raises:
+            ValueError: The device does not run it.
+        """
+        if run.head_encoding == AUTO:
+            return cls._requested_encoding(run).head
+        choices = cls.encodings[run.device_kind]
+        if run.head_encoding not in choices:
+            raise ValueError(
+                f"head_encoding {run.head_encoding!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
+            )
+        return _with_activations(encoding(run.head_encoding), run)
 
     def _read_quantization(self, quantization_config: Any | None, requested: Encoding, run: PipelineConfig) -> None:
         if quantization_config is None:
-            if requested.needs_quantized_checkpoint:
+            if requested.name in QUANT_METHODS.values():
                 raise ValueError(f"quantization_encoding {requested.name} needs a checkpoint that is stored in it")
             return
-        if not any(encoding(name).needs_quantized_checkpoint for name in self.encodings[run.device_kind]):
+        if not set(QUANT_METHODS.values()) & set(self.encodings[run.device_kind]):
             raise ValueError(f"quantization_config is not supported for {type(self).__name__.removesuffix('Config')}")
         self.quant_config = Float8Config.from_huggingface(quantization_config)
 
@@ -182,7 +211,7 @@ class DecoderConfig:
         is_tied = bool(huggingface_config.get_text_config().tie_word_embeddings)
         self.tie_word_embeddings = is_tied and (head is None or embedding is None or same_values(head, embedding))
         self.quant_config = quant_config or self.quant_config
-        self.stored = {name: data.dtype for name, data in state_dict.items()}
+        self.stored = {name: stored_type(data) for name, data in state_dict.items()}
         self.return_logits = ReturnLogits(getattr(return_logits, "value", return_logits))
         self.is_finalized = True
 
@@ -266,6 +295,16 @@ class DecoderConfig:
             devices=self.devices,
             window=self.sliding_window if layer_type == SLIDING else None,
         )
+
+
+def _with_activations(record: Encoding, run: PipelineConfig) -> Encoding:
+    """The encoding with the run's activations; int8 unless it asks for others."""
+    if run.activation_encoding == AUTO:
+        return record
+    int8 = ACTIVATION_ENCODINGS[run.activation_encoding]
+    if int8 and not record.has_blocks:
+        raise ValueError(f"activation_encoding {run.activation_encoding} needs block encodings; {record.name} is none")
+    return record.with_activations(int8)
 
 
 def _layer_types(text: Any) -> tuple[str, ...]:

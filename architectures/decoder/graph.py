@@ -107,4 +107,4 @@ def logits(
 
 def _vocabulary_matrix(weights: WeightTable, config: DecoderConfig, name: str) -> Matrix:
     """Declares the embedding or the head, [V, D]."""
-    return weights.matrix_on_first_device(name, (config.vocab_size, config.hidden_size))
+    return weights.matrix_on_first_device(name, (config.vocab_size, config.hidden_size), config.head_encoding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from kv_cache import advance
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
+from pipelines.loading.weight_cache.cache import WeightCache
 from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights, materialize
 from pipelines.pipeline_model import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs, PipelineModel, ReturnLogits
@@ -35,7 +36,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
     """Loads and runs the graphs that a subclass builds.
 
     pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names. return_logits:
-    MAX's own ReturnLogits is accepted too. models: the compiled graphs, by name.
+    MAX's own ReturnLogits is accepted too. open_weight_cache: opens the weights that were quantized before. models: the
+    compiled graphs, by name.
     """
 
     model_config_cls: ClassVar[type[DecoderConfig]]
@@ -49,10 +51,11 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         weights: Mapping[str, WeightData],
         return_logits: ReturnLogits | str = ReturnLogits.VARIABLE,
         stages: Stages | None = None,
+        open_weight_cache: Callable[[], WeightCache] | None = None,
     ) -> None:
         self.pipeline_config, self.huggingface_config = pipeline_config, huggingface_config
         self.devices, self.state_dict = devices, weights
-        self.stages = stages or NullStages()
+        self.stages, self.open_weight_cache = stages or NullStages(), open_weight_cache
         self.config = self.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
         self.config.finalize(huggingface_config, weights, return_logits)
         self.kv_params = self.config.get_kv_params()
@@ -109,7 +112,10 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             compiling = self.session.compile_async(traced.graph)
         missing = [spec for spec in traced.weights if spec.name not in self.weights]
         with self.stages.stage("weights", detail):
-            self.weights |= materialize(missing, self.state_dict, self.devices)
+            cache = self.open_weight_cache() if self.open_weight_cache else None
+            self.weights |= materialize(missing, self.state_dict, self.devices, cache)
+        if cache is not None and cache.problem is not None:
+            self.stages.note(cache.problem)
         weights = {spec.name: self.weights[spec.name] for spec in traced.weights}
         with self.stages.stage("compile", detail or "a minute or two, once for each shape of model"):
             # A thread that waits for the compiler does not notice Ctrl-C.

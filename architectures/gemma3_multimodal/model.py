@@ -44,7 +44,7 @@ class Gemma3MultimodalModel(Gemma3Model):
         config = self.config
         try:
             vision = VisionConfig.from_huggingface(
-                self.huggingface_config, config.dtype, config.encoding, config.devices
+                self.huggingface_config, config.dtype, config.encoding.tower, config.devices
             )
         except ValueError as error:
             raise InputError(f"config.json: {error}") from error

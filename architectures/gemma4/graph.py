@@ -66,9 +66,8 @@ class Gemma4:
         The table is larger than all the rest of a small model: it stays in the mapped file, and rows are looked up.
         """
         config, num_layers, size = self.config, len(self.config.layer_types), self.config.hidden_size_per_layer_input
-        shape = [config.vocab_size_per_layer_input, num_layers * size]
-        table = self.weights.lookup_table(PER_LAYER_TABLE, shape)
-        rows = ops.gather(table, tokens.to(DeviceRef.CPU()), axis=0).to(h_TD.device)
+        table = self.weights.lookup_table(PER_LAYER_TABLE, (config.vocab_size_per_layer_input, num_layers * size))
+        rows = table.encoding.gather(table, tokens.to(DeviceRef.CPU())).to(h_TD.device)
         rows_TLP = ops.cast(rows, config.dtype).reshape((-1, num_layers, size)) * math.sqrt(size)
         projection = self.weights.matrix_on_first_device(
             "per_layer_model_projection.weight", (num_layers * size, config.hidden_size)

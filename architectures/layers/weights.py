@@ -8,8 +8,10 @@ from typing import NewType
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorValue, Weight
 
+from pipelines.loading.blocks import StoredType
 from pipelines.loading.encoding import Encoding, Matrix
 from pipelines.loading.encodings.float8_e4m3fn import Float8Config
+from pipelines.loading.encodings.gguf import stored_encoding
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 
 Replicated = NewType("Replicated", list[TensorValue])
@@ -33,7 +35,7 @@ class WeightTable:
         dtype: DType,
         encoding: Encoding,
         devices: Sequence[DeviceRef],
-        stored: Mapping[str, DType] | None = None,
+        stored: Mapping[str, StoredType] | None = None,
         quant_config: Float8Config | None = None,
     ) -> None:
         self.dtype, self.encoding, self.devices = dtype, encoding, list(devices)
@@ -53,43 +55,42 @@ class WeightTable:
         """Declares concatenated vectors, each device with its share of every source: [sum of shares]."""
         return Sharded(self._on_all_devices(name, sources, self.dtype))
 
-    def lookup_table(self, name: str, shape: Sequence[int]) -> TensorValue:
-        """Declares a matrix [*shape] that stays on the host, in its stored type: rows are read from the mapped file."""
-        dtype = self.stored.get(name, self.dtype)
-        return self._declare(WeightSpec(name, dtype, (WeightSource(name, tuple(shape)),), is_on_host=True))
+    def lookup_table(self, name: str, shape: tuple[int, int]) -> Matrix:
+        """Declares a matrix [rows, columns] that stays on the host, in its stored type: rows are read from the file."""
+        stored_as = self.stored.get(name, self.dtype)
+
+        def declare(name: str, sources: Sequence[WeightSource], _: StoredType) -> list[TensorValue]:
+            return [self._declare(WeightSpec(name, stored_as, tuple(sources), is_on_host=True))]
+
+        (matrix,) = stored_encoding(stored_as).declare(declare, name, [WeightSource(name, shape)], None)
+        return matrix
 
     def matrices(self, name: str, sources: Sequence[WeightSource]) -> list[Matrix]:
         """Declares matrices stacked along axis 0, each device with its share of every source."""
-        return self._holding(sources).declare(self._on_all_devices, name, sources, self.quant_config)
+        record = self.encoding.of_matrix(sources, len(self.devices), self.stored, self.quant_config)
+        return record.declare(self._on_all_devices, name, sources, self.quant_config)
 
     def replicated_matrices(self, name: str, shape: tuple[int, int]) -> list[Matrix]:
         """Declares a matrix [out, in], whole on every device."""
         return self.matrices(name, [WeightSource(name, shape)])
 
-    def matrix_on_first_device(self, name: str, shape: tuple[int, int]) -> Matrix:
-        """Declares a matrix [out, in] on the first device only."""
+    def matrix_on_first_device(self, name: str, shape: tuple[int, int], encoding: Encoding | None = None) -> Matrix:
+        """Declares a matrix [out, in] on the first device only, in this encoding if it is not that of the others."""
 
-        def declare(name: str, sources: Sequence[WeightSource], dtype: DType) -> list[TensorValue]:
-            return [self._declare(self._spec(name, sources, dtype, shard=0))]
+        def declare(name: str, sources: Sequence[WeightSource], stored_as: StoredType) -> list[TensorValue]:
+            return [self._declare(self._spec(name, sources, stored_as, shard=0))]
 
         sources = [WeightSource(name, shape)]
-        (matrix,) = self._holding(sources).declare(declare, name, sources, self.quant_config)
+        record = (encoding or self.encoding).of_matrix(sources, len(self.devices), self.stored, self.quant_config)
+        (matrix,) = record.declare(declare, name, sources, self.quant_config)
         return matrix
 
-    def _holding(self, sources: Sequence[WeightSource]) -> Encoding:
-        """First of the encoding and its fallbacks that can hold the sources."""
-        encoding, num_shards = self.encoding, len(self.devices)
-        while not encoding.can_hold(sources, num_shards, self.stored, self.quant_config):
-            assert encoding.fallback is not None
-            encoding = encoding.fallback
-        return encoding
-
-    def _on_all_devices(self, name: str, sources: Sequence[WeightSource], dtype: DType) -> list[TensorValue]:
+    def _on_all_devices(self, name: str, sources: Sequence[WeightSource], stored_as: StoredType) -> list[TensorValue]:
         names = [name if len(self.devices) == 1 else f"{name}.shard{i}" for i in range(len(self.devices))]
-        return [self._declare(self._spec(name, sources, dtype, shard)) for shard, name in enumerate(names)]
+        return [self._declare(self._spec(name, sources, stored_as, shard)) for shard, name in enumerate(names)]
 
-    def _spec(self, name: str, sources: Sequence[WeightSource], dtype: DType, shard: int) -> WeightSpec:
-        return WeightSpec(name, dtype, tuple(sources), shard, len(self.devices), self.quant_config)
+    def _spec(self, name: str, sources: Sequence[WeightSource], stored_as: StoredType, shard: int) -> WeightSpec:
+        return WeightSpec(name, stored_as, tuple(sources), shard, len(self.devices), self.quant_config)
 
     def _declare(self, spec: WeightSpec) -> TensorValue:
         """Declares a weight, or returns the one that has this name, as for a tied head.

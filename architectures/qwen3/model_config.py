@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from architectures.decoder.config import DecoderConfig, Encodings
-from pipelines.loading.encodings import by_device
+from pipelines.loading.encodings import ENCODINGS, by_device
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Qwen3Config(DecoderConfig):
     experts: the mixture of sparse layers; None in a dense model. sparse_layers: their numbers.
     """
 
-    encodings: ClassVar[Encodings] = by_device(["float32", "bfloat16", "float8_e4m3fn"])
+    encodings: ClassVar[Encodings] = by_device(ENCODINGS)
 
     experts: Experts | None
     sparse_layers: frozenset[int]

@@ -108,7 +108,7 @@ def verify(
     prompts = _prompts(prepared, texts, lengths)
     max_length = prepared.prompts.max_length
     with stages.stage("transformers"):
-        reference = load_reference(prepared.checkpoint)
+        reference = load_reference(prepared)
         runs = [reference.run(prompt, min(NUM_GREEDY, max_length - len(prompt))) for prompt in prompts]
         head = reference.into_head()
     with prepared.load() as pipe:

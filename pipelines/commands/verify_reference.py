@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pipelines.commands.verify_weights import load_weights
 from pipelines.errors import InputError
 from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.encodings import encoding
 from pipelines.quiet import quiet
+
+if TYPE_CHECKING:
+    from pipelines.load import PreparedPipeline
 
 CHUNK_TOKENS = 512
 """Tokens of one forward pass: masks and scores take memory in proportion to it times the length of the prompt."""
@@ -162,21 +167,36 @@ class _StoredStates(torch.nn.Module):
         return self.output
 
 
-def load_reference(checkpoint: Checkpoint) -> Reference:
-    """Loads the checkpoint into transformers, with float32 weights; float8 ones are made bfloat16 first, as here.
+def load_reference(prepared: PreparedPipeline) -> Reference:
+    """Loads the checkpoint into transformers, with float32 weights: those in blocks dequantized, as the run has them.
 
     Raises:
         InputError: transformers can't load it.
     """
-    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    checkpoint = prepared.checkpoint
+    if checkpoint.gguf is None and not encoding(prepared.config.quantization_encoding).has_blocks:
+        return Reference(_from_checkpoint(checkpoint).float().eval())
+    with quiet():
+        model = AutoModelForCausalLM.from_config(
+            checkpoint.huggingface_config, dtype=torch.float32, experts_implementation="eager"
+        )
+    load_weights(model, prepared)
+    return Reference(model.eval())
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Any:
+    """Loads a checkpoint with transformers; float8 weights are made bfloat16, as here."""
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
     is_float8 = "quantization_config" in checkpoint.config
     extra = {"quantization_config": FineGrainedFP8Config(dequantize=True)} if is_float8 else {}
     with quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            return AutoModelForCausalLM.from_pretrained(
                 checkpoint.path,
                 dtype=torch.bfloat16 if is_float8 else torch.float32,
                 experts_implementation="eager",  # the others have no float64
@@ -185,7 +205,6 @@ def load_reference(checkpoint: Checkpoint) -> Reference:
         except Exception as error:  # transformers' models raise errors of many types
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"transformers can't load '{checkpoint.name}': {reason}") from error
-    return Reference(model.float().eval())
 
 
 def _has_dtype(leaf: Any, dtype: torch.dtype) -> bool:

@@ -5,12 +5,13 @@ Source: ggml's block structures, as the gguf package's quants.py reads them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+from max.dtype import DType
 from max.graph.weights import WeightData
 
 
@@ -52,13 +53,16 @@ FORMATS = {
 
 
 @dataclass
-class BlockData(WeightData):
+class BlockData(WeightData):  # type: ignore[misc]
     """A checkpoint's tensor in blocks. data: uint8 [..., row bytes], a view of the file. shape: of its weights."""
 
-    block_format: BlockFormat | None = None
+    block_format: BlockFormat = field(kw_only=True)
 
-    @property
-    def array(self) -> npt.NDArray[Any]:
-        """The blocks."""
-        assert isinstance(self.data, np.ndarray)
-        return self.data
+
+StoredType: TypeAlias = "DType | BlockFormat"
+"""A type in which checkpoints store tensors."""
+
+
+def stored_type(data: WeightData) -> StoredType:
+    """Type in which a tensor is stored."""
+    return data.block_format if isinstance(data, BlockData) else data.dtype

@@ -15,20 +15,21 @@ from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
 from max.nn.kernels import grouped_matmul_ragged
 
+from pipelines.loading.blocks import StoredType
 from pipelines.loading.weight_spec import WeightSource
 
 if TYPE_CHECKING:
     from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 
-Declare = Callable[[str, Sequence[WeightSource], DType], Sequence[TensorValue]]
-"""Declares a weight in the graph for each device: (name, sources, dtype) -> their values."""
+Declare = Callable[[str, Sequence[WeightSource], StoredType], Sequence[TensorValue]]
+"""Declares a weight in the graph for each device: (name, sources, type or block format) -> their values."""
 
 
 @dataclass(frozen=True)
 class Matrix:
     """A matrix [out, in] in a graph: the tensors in which its encoding stores it."""
 
-    encoding: Encoding
+    encoding: MatrixEncoding
     tensors: tuple[TensorValue, ...]
 
 
@@ -47,46 +48,8 @@ class ExpertRows:
     usage: TensorValue | None = None
 
 
-class Encoding(ABC):
-    """An encoding of matrices. Vectors (norms, biases) are always stored in the type of the activations.
-
-    name: its value of `quantization_encoding`. activation_dtypes: types of activations and cache, by the device kinds
-    that run it. needs_quantized_checkpoint: whether the checkpoint must be stored in it.
-    """
-
-    name: ClassVar[str]
-    activation_dtypes: ClassVar[Mapping[str, DType]]
-    needs_quantized_checkpoint: ClassVar[bool] = False
-
-    def on(self, device_kind: str) -> Encoding:
-        """Encoding of the matrices in the memory of this device kind: another one if it can't multiply this one."""
-        return self
-
-    @property
-    def fallback(self) -> Encoding | None:
-        """Encoding of the matrices that this one can't hold; None if it holds all."""
-        return None
-
-    def can_hold(
-        self,
-        sources: Sequence[WeightSource],
-        num_shards: int,
-        stored: Mapping[str, DType],
-        quant_config: Float8Config | None,
-    ) -> bool:
-        """Whether a matrix of these tensors, joined and cut, can be in this encoding.
-
-        Args:
-            sources: The tensors.
-            num_shards: Devices that share them.
-            stored: Types in the checkpoint by tensor name.
-            quant_config: Scaling of the checkpoint's float8 tensors.
-        """
-        return True
-
-    @abstractmethod
-    def num_bytes(self, shape: Sequence[int], stored: DType) -> int:
-        """Memory of a matrix of this shape that the checkpoint stores in type `stored`."""
+class MatrixEncoding(ABC):
+    """The way in which a graph stores, multiplies and looks up a matrix."""
 
     @abstractmethod
     def declare(
@@ -113,12 +76,96 @@ class Encoding(ABC):
         """
 
 
-class DenseEncoding(Encoding):
+class Encoding(ABC):
+    """An encoding of a model's matrices. Vectors (norms, biases) are always stored in the type of the activations.
+
+    name: its value of `quantization_encoding`. activation_dtypes: types of activations and cache, by the device kinds
+    that run it. needs_quantized_checkpoint: whether the checkpoint must be stored in it. has_blocks: whether it stores
+    weights in blocks, whose products can quantize activations.
+    """
+
+    name: str
+    activation_dtypes: ClassVar[Mapping[str, DType]]
+    needs_quantized_checkpoint: ClassVar[bool] = False
+    has_blocks: ClassVar[bool] = False
+
+    @abstractmethod
+    def of_matrix(
+        self,
+        sources: Sequence[WeightSource],
+        num_shards: int,
+        stored: Mapping[str, StoredType],
+        quant_config: Float8Config | None,
+    ) -> MatrixEncoding:
+        """Returns the encoding of a matrix of these tensors, joined and cut.
+
+        Args:
+            sources: The tensors.
+            num_shards: Devices that share them.
+            stored: Types in the checkpoint by tensor name.
+            quant_config: Scaling of the checkpoint's float8 tensors.
+        """
+
+    @abstractmethod
+    def num_bytes(self, shape: Sequence[int], stored: StoredType) -> int:
+        """Memory of a matrix of this shape that the checkpoint stores in type `stored`."""
+
+    def on(self, device_kind: str) -> Encoding:
+        """Encoding of the matrices in the memory of this device kind: another one if it can't multiply this one."""
+        return self
+
+    def with_activations(self, int8: bool) -> Encoding:
+        """This encoding, with activations in int8 or in float32 in its products with blocks."""
+        return self
+
+    @property
+    def head(self) -> Encoding:
+        """Encoding of the embedding and the head, unless the run asks for another."""
+        return self
+
+    @property
+    def tower(self) -> Encoding:
+        """Encoding of the matrices of towers for other modalities."""
+        return self
+
+
+class UniformEncoding(Encoding, MatrixEncoding):
+    """An encoding of all matrices that it can hold; others are in its fallback."""
+
+    @property
+    def fallback(self) -> Encoding | None:
+        """Encoding of the matrices that this one can't hold; None if it holds all."""
+        return None
+
+    def can_hold(
+        self,
+        sources: Sequence[WeightSource],
+        num_shards: int,
+        stored: Mapping[str, StoredType],
+        quant_config: Float8Config | None,
+    ) -> bool:
+        """Whether a matrix of these tensors can be in this encoding. Args: those of `of_matrix`."""
+        return True
+
+    def of_matrix(
+        self,
+        sources: Sequence[WeightSource],
+        num_shards: int,
+        stored: Mapping[str, StoredType],
+        quant_config: Float8Config | None,
+    ) -> MatrixEncoding:
+        if self.can_hold(sources, num_shards, stored, quant_config):
+            return self
+        assert self.fallback is not None
+        return self.fallback.of_matrix(sources, num_shards, stored, quant_config)
+
+
+class DenseEncoding(UniformEncoding):
     """Plain floating point: a matrix is one tensor. On CPU our kernel multiplies it with float32 activations."""
 
     dtype: ClassVar[DType]
 
-    def num_bytes(self, shape: Sequence[int], stored: DType) -> int:
+    def num_bytes(self, shape: Sequence[int], stored: StoredType) -> int:
         return math.prod(shape) * self.dtype.size_in_bytes
 
     def declare(

@@ -10,6 +10,8 @@ from max.driver import Device
 from max.dtype import DType
 from max.graph import DeviceRef, Graph
 
+from pipelines.loading.blocks import BlockFormat, StoredType
+
 if TYPE_CHECKING:
     from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 
@@ -64,13 +66,13 @@ class WeightSource:
 class WeightSpec:
     """The specification of one graph weight: the checkpoint tensors that it is made of, and its device.
 
-    dtype: of the weight. sources: each is cut to the shard, then they are joined along axis 0. shard: the number of the
-    device, of num_shards. quant_config: scaling of sources in float8. is_on_host: whether the weight stays in host
-    memory whatever the devices are.
+    stored_as: its type, or the format of its blocks. sources: each is cut to the shard, then they are joined along axis
+    0. shard: the number of the device, of num_shards. quant_config: scaling of sources in float8. is_on_host: whether
+    the weight stays in host memory whatever the devices are.
     """
 
     name: str
-    dtype: DType
+    stored_as: StoredType
     sources: tuple[WeightSource, ...]
     shard: int = 0
     num_shards: int = 1
@@ -78,10 +80,21 @@ class WeightSpec:
     is_on_host: bool = False
 
     @property
+    def block_format(self) -> BlockFormat | None:
+        """Format of its blocks, if it has any."""
+        return self.stored_as if isinstance(self.stored_as, BlockFormat) else None
+
+    @property
+    def dtype(self) -> DType:
+        """Type of the weight in the graph: blocks are bytes there."""
+        return DType.uint8 if isinstance(self.stored_as, BlockFormat) else self.stored_as
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight on its device."""
+        """Shape of the weight on its device: of blocks [rows, bytes of a row]."""
         shapes = [source.shard_shape(self.num_shards) for source in self.sources]
-        return shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        shape = shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return shape if self.block_format is None else (*shape[:-1], self.block_format.row_bytes(shape[-1]))
 
     def device_ref(self, devices: Sequence[DeviceRef]) -> DeviceRef:
         """Device on which the graph expects the weight."""
@@ -91,7 +104,7 @@ class WeightSpec:
         """Whether the loader leaves the weight in host memory."""
         return self.is_on_host or devices[self.shard].is_host
 
-    def is_dequantized(self, source: DType) -> bool:
+    def is_dequantized(self, source: StoredType) -> bool:
         """Whether a source stored in this type has scales that are multiplied in while it is loaded."""
         return self.quant_config is not None and self.quant_config.is_dequantized(source, self.dtype)
 

@@ -6,45 +6,26 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import Shape
 from max.graph.weights import WeightData
 
 from pipelines.errors import InputError
-from pipelines.loading.cast import can_cast, cast_into
-from pipelines.loading.encodings.float8_e4m3fn import SCALE_SUFFIX, ScaledRows
+from pipelines.loading.blocks import BlockFormat, StoredType, stored_type
+from pipelines.loading.encodings.float8_e4m3fn import SCALE_SUFFIX
+from pipelines.loading.pieces import Piece, can_convert, piece_of, scales_of
 from pipelines.loading.safetensors_file import STORED_AS, Array, drop_resident_pages, read_tensors, storage_dtype
-from pipelines.loading.weight_spec import WeightSource, WeightSpec
+from pipelines.loading.weight_cache.cache import WeightCache
+from pipelines.loading.weight_spec import WeightSpec
 
 CHUNK_SIZE = 1 << 21  # elements that a thread casts at a time: few enough calls that the GIL is no bottleneck
 CHUNKS_PER_SLAB = 16  # after so many, the memory that reading the file took is freed
 ALIGNMENT_BYTES = 64  # kernels load the widest vectors from weights, and crash if these are not aligned
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The part of a weight that one source holds: a view of the mapped file, with its scales if it is float8."""
-
-    array: Array
-    dtype: DType
-    scaled: ScaledRows | None = None
-
-    def cast_into(self, target: Array, dtype: DType, rows: slice) -> None:
-        """Writes these rows into `target`; those with scales are rounded to bfloat16, whatever the target's type."""
-        if self.scaled is None:
-            cast_into(target, dtype, np.atleast_1d(self.array)[rows], self.dtype)
-            return
-        values = self.scaled.dequantize(rows)
-        rounded = np.empty(values.shape, np.uint16)
-        cast_into(rounded, DType.bfloat16, values, DType.float32)
-        cast_into(target, dtype, rounded, DType.bfloat16)
 
 
 WeightAdapter = Callable[[dict[str, WeightData], Any], dict[str, WeightData]]
@@ -126,11 +107,12 @@ def _check_source(
     found = tuple(int(dim) for dim in data.shape)
     if found != shape:
         raise InputError(f"tensor '{data.name}' has shape {list(found)}, but config.json asks for {list(shape)}")
-    if spec.quant_config is not None and spec.is_dequantized(data.dtype):
+    stored = stored_type(data)
+    if spec.quant_config is not None and spec.is_dequantized(stored):
         _check_source(name + SCALE_SUFFIX, spec.quant_config.scale_shape(shape), SCALES, state_dict)
         return {name, name + SCALE_SUFFIX}
-    if not can_cast(data.dtype, spec.dtype):
-        raise InputError(f"tensor '{data.name}' is {data.dtype.name}, which can't become {spec.dtype.name}")
+    if not can_convert(stored, spec.stored_as):
+        raise InputError(f"tensor '{data.name}' is {stored.name}, which can't become {spec.stored_as.name}")
     return {name}
 
 
@@ -138,24 +120,46 @@ SCALES = WeightSpec("scales", DType.float32, ())
 """The specification by which the scales of a dequantized weight are read."""
 
 
-def _as_float32(data: WeightData) -> npt.NDArray[np.float32]:
-    array = data.data
-    assert isinstance(array, np.ndarray)
-    values = np.empty(array.shape, np.float32)
-    cast_into(values, DType.float32, array, data.dtype)
-    return values
-
-
 def materialize(
-    specs: Iterable[WeightSpec], state_dict: Mapping[str, WeightData], devices: Sequence[Device]
+    specs: Iterable[WeightSpec],
+    state_dict: Mapping[str, WeightData],
+    devices: Sequence[Device],
+    cache: WeightCache | None = None,
 ) -> dict[str, Array | Buffer]:
-    """Makes the graph's weights, one at a time: cut, cast, joined and placed. `check_weights` comes first.
+    """Makes the graph's weights, one at a time: cut, converted, joined and placed. `check_weights` comes first.
 
     A weight is a numpy array, or a Buffer if numpy lacks the type. One that needs no work and is aligned in the file is
     a view of the mapping, not a copy, so the result must live as long as the model that is loaded with it.
+
+    Args:
+        specs: The weights.
+        state_dict: The checkpoint's tensors, in the graph's names.
+        devices: Those of the graph.
+        cache: Holds weights that were quantized before, and takes those that are quantized now.
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {spec.name: _place(_make(spec, state_dict, pool), spec, devices) for spec in specs}
+    cache = cache or WeightCache.open(None, {})
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, cache.writer() as writer:
+
+        def make(spec: WeightSpec) -> Array | Buffer:
+            if not _is_quantized(spec, state_dict):
+                return _make(spec, state_dict, pool)
+            kept = cache.get(spec.name, spec.shape, np.uint8)
+            if kept is not None:
+                return kept
+            weight = _make(spec, state_dict, pool)
+            assert isinstance(weight, np.ndarray)
+            writer.add(spec.name, weight)
+            return weight
+
+        weights = {spec.name: _place(make(spec), spec, devices) for spec in specs}
+    cache.problem = cache.problem or writer.problem
+    return weights
+
+
+def _is_quantized(spec: WeightSpec, state_dict: Mapping[str, WeightData]) -> bool:
+    """Whether making the weight quantizes a tensor."""
+    sources = [stored_type(state_dict[source.name]) for source in spec.sources]
+    return spec.block_format is not None and any(stored != spec.stored_as for stored in sources)
 
 
 def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) -> Array | Buffer:
@@ -165,31 +169,19 @@ def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) 
 
 
 def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:
-    pieces = [_piece(source, spec, state_dict) for source in spec.sources]
-    if [piece.dtype for piece in pieces] == [spec.dtype] and _can_be_used_in_place(pieces[0].array, spec):
+    pieces = [
+        piece_of(source, spec, state_dict[source.name], scales_of(source, spec, state_dict)) for source in spec.sources
+    ]
+    if [piece.stored_as for piece in pieces] == [spec.stored_as] and _can_be_used_in_place(pieces[0].array, spec):
         result = pieces[0].array
     else:
-        result = _aligned_empty(_joined_shape([piece.array for piece in pieces]), storage_dtype(spec.dtype))
+        result = _aligned_empty(spec.shape, storage_dtype(spec.dtype))
         row = 0
         for piece in pieces:
             rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece.array).shape[0]]
-            _fill(rows, spec.dtype, piece, pool)
+            _fill(rows, spec.stored_as, piece, pool)
             row += len(rows)
     return Buffer.from_numpy(result).view(spec.dtype, spec.shape) if spec.dtype in STORED_AS else result
-
-
-def _piece(source: WeightSource, spec: WeightSpec, state_dict: Mapping[str, WeightData]) -> Piece:
-    """Cuts the source tensor to the weight's shard."""
-    data, cut = state_dict[source.name], source.cut(spec.shard, spec.num_shards)
-    array, first = data.data, [0] * len(source.shape)
-    assert isinstance(array, np.ndarray)
-    if source.axis is not None:
-        first[source.axis] = cut.start
-        array = array[(slice(None),) * source.axis + (cut,)]
-    if spec.quant_config is None or not spec.is_dequantized(data.dtype):
-        return Piece(array, data.dtype)
-    scales = _as_float32(state_dict[source.name + SCALE_SUFFIX])
-    return Piece(array, data.dtype, ScaledRows(array, scales, (first[0], first[1]), spec.quant_config.block))
 
 
 def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
@@ -200,34 +192,33 @@ def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 
 
 def _can_be_used_in_place(array: Array, spec: WeightSpec) -> bool:
-    """Whether kernels can read the mapped file: the lookup of a table's rows needs no alignment, all others do."""
-    alignment = array.itemsize if spec.is_on_host else ALIGNMENT_BYTES
+    """Whether kernels can read the mapped file: blocks and rows that are looked up need no alignment, all others do."""
+    alignment = array.itemsize if spec.is_on_host or spec.block_format is not None else ALIGNMENT_BYTES
     return array.flags.c_contiguous and array.ctypes.data % alignment == 0
 
 
-def _joined_shape(pieces: Sequence[Array]) -> tuple[int, ...]:
-    first = pieces[0].shape
-    return first if len(pieces) == 1 else (sum(piece.shape[0] for piece in pieces), *first[1:])
+def _fill(target: Array, stored_as: StoredType, piece: Piece, pool: ThreadPoolExecutor) -> None:
+    """Converts a piece into `target` on all cores, a slab of memory at a time.
 
-
-def _fill(target: Array, dtype: DType, piece: Piece, pool: ThreadPoolExecutor) -> None:
-    """Casts a piece into `target` on all cores (numpy releases the GIL), a slab of memory at a time."""
+    numpy works on one core, and releases the GIL; the quantizers take all cores by themselves.
+    """
     num_rows = max(1, CHUNK_SIZE // max(1, target[0].size)) if len(target) else 1
     starts = range(0, len(target), num_rows)
 
     def fill_chunk(start: int) -> None:
         rows = slice(start, start + num_rows)
-        piece.cast_into(target[rows], dtype, rows)
+        piece.write(target[rows], stored_as, rows)
 
     for slab in range(0, len(starts), CHUNKS_PER_SLAB):
-        for _ in pool.map(fill_chunk, starts[slab : slab + CHUNKS_PER_SLAB]):
+        chunks = starts[slab : slab + CHUNKS_PER_SLAB]
+        for _ in map(fill_chunk, chunks) if isinstance(stored_as, BlockFormat) else pool.map(fill_chunk, chunks):
             pass
         drop_resident_pages(piece.array)
 
 
 def same_values(one: WeightData, other: WeightData) -> bool:
     """Whether two tensors hold the same numbers in the same type; reading stops at the first difference."""
-    if one.dtype != other.dtype or tuple(one.shape) != tuple(other.shape):
+    if stored_type(one) != stored_type(other) or tuple(one.shape) != tuple(other.shape):
         return False
     a, b = np.asarray(one.data).reshape(-1), np.asarray(other.data).reshape(-1)
     starts = range(0, a.size, CHUNK_SIZE)

@@ -74,7 +74,9 @@ def configured(folder: Path, devices: str, encoding: str, weights: dict[str, Wei
 
 
 def encodings_of(folder: Path, kind: str) -> list[str]:
-    """Encodings in which this checkpoint can run on this kind of device."""
+    """Encodings in which this checkpoint can run on this kind of device; of those in blocks one, with its fallbacks."""
     is_float8 = "quantization_config" in json.loads((folder / "config.json").read_text())
     encodings = architecture_of(folder).encodings[kind]
-    return [name for name in encodings if is_float8 or not encoding(name).needs_quantized_checkpoint]
+    dense = [name for name in encodings if not encoding(name).has_blocks]
+    runs = [name for name in dense if is_float8 or not encoding(name).needs_quantized_checkpoint]
+    return [*runs, *(name for name in ("q4_k",) if name in encodings)]

@@ -79,6 +79,12 @@ def qwen3(folder: Path) -> None:
     write(folder, Qwen3ForCausalLM(config), torch.bfloat16)
 
 
+def qwen3_wide(folder: Path) -> None:
+    """Rows of whole blocks of 256, a tied head; stored in float32."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    write(folder, Qwen3ForCausalLM(Qwen3Config(**COMMON | sizes, tie_word_embeddings=True)))
+
+
 def qwen3_bias(folder: Path) -> None:
     """Biases, a head of its own, YaRN, one sliding layer."""
     rope = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 512}

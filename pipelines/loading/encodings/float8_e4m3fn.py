@@ -24,7 +24,8 @@ from max.nn.kernels import (
 )
 from max.nn.quant_config import InputScaleSpec, ScaleGranularity, ScaleOrigin, WeightScaleSpec
 
-from pipelines.loading.encoding import Declare, Encoding, ExpertRows, Matrix
+from pipelines.loading.blocks import StoredType
+from pipelines.loading.encoding import Declare, Encoding, ExpertRows, Matrix, UniformEncoding
 from pipelines.loading.encodings import bfloat16
 from pipelines.loading.weight_spec import WeightSource
 
@@ -69,7 +70,7 @@ class Float8Config:
         units = source.units if source.axis is None else min(source.units, shape[source.axis])
         return WeightSource(source.name + SCALE_SUFFIX, shape, source.axis, units)
 
-    def is_dequantized(self, source: DType, target: DType) -> bool:
+    def is_dequantized(self, source: StoredType, target: DType) -> bool:
         """Whether a tensor stored in `source` has scales that are multiplied in to make a weight of type `target`."""
         return source == FLOAT8 != target
 
@@ -101,7 +102,7 @@ class ScaledRows:
         return _values()[self.values[rows]] * self.scales[block_rows][:, block_columns]
 
 
-class Float8(Encoding):
+class Float8(UniformEncoding):
     """float8_e4m3fn with a float32 scale for each block; the scales' shape follows from that of the matrix."""
 
     name = "float8_e4m3fn"
@@ -119,14 +120,14 @@ class Float8(Encoding):
         self,
         sources: Sequence[WeightSource],
         num_shards: int,
-        stored: Mapping[str, DType],
+        stored: Mapping[str, StoredType],
         quant_config: Float8Config | None,
     ) -> bool:
         """Whether the checkpoint stores all of them in float8, and no block is cut."""
         is_stored = all(stored.get(source.name) == FLOAT8 for source in sources)
         return is_stored and quant_config is not None and quant_config.cuts_no_block(sources, num_shards)
 
-    def num_bytes(self, shape: Sequence[int], stored: DType) -> int:
+    def num_bytes(self, shape: Sequence[int], stored: StoredType) -> int:
         """Memory of a matrix: one byte per element if it is stored in float8; its scales are tensors of their own."""
         return math.prod(shape) if stored == FLOAT8 else self.fallback.num_bytes(shape, stored)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -28,7 +29,9 @@ from pipelines.commands import verify as verify_module
 from pipelines.commands import verify_reference
 from pipelines.commands.verify import Comparison, Distance, compare
 from pipelines.commands.verify_reference import InFloat64, load_reference
-from pipelines.load import PreparedPipeline
+from pipelines.config import PipelineConfig
+from pipelines.load import PreparedPipeline, prepare_pipeline
+from pipelines.loading.blocks import FORMATS, BlockFormat
 from pipelines.loading.checkpoint import resolve_config
 
 Logits = npt.NDArray[np.float32]
@@ -162,6 +165,10 @@ def test_a_graph_may_be_as_far_off_as_float32_in_the_largest_and_in_the_mean(
     assert Comparison(1, 0, ours, float32).is_as_float32 is expected
 
 
+def prepared(checkpoint: Path, **settings: Any) -> PreparedPipeline:
+    return prepare_pipeline(PipelineConfig(str(checkpoint), **settings))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_reference_is_the_model_in_float64_and_in_float32(
@@ -170,7 +177,7 @@ def test_the_reference_is_the_model_in_float64_and_in_float32(
     """In one pass with eager attention, or in chunks with whatever attention transformers chooses."""
     monkeypatch.setattr(verify_reference, "CHUNK_TOKENS", 100)
     prompt = random_tokens(300, references[name].vocab_size)
-    reference = load_reference(resolve_config(str(checkpoints[name])))
+    reference = load_reference(prepared(checkpoints[name]))
     with NarrowingSpy() as spy:
         run = reference.run(prompt, 8)
         logits32, logits64 = reference.into_head().logits(run, 0, len(prompt))
@@ -187,7 +194,7 @@ def test_the_reference_is_the_model_in_float64_and_in_float32(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma4", "qwen3_moe", "gemma3_multimodal"])
 def test_only_the_head_is_kept_and_only_last_logits_are_computed(name: str, checkpoints: Mapping[str, Path]) -> None:
-    reference = load_reference(resolve_config(str(checkpoints[name])))
+    reference = load_reference(prepared(checkpoints[name]))
     vocab_size, hidden_size = reference._head.model.lm_head.weight.shape
     with NarrowingSpy() as spy:
         run = reference.run(random_tokens(200, vocab_size), 4)
@@ -203,12 +210,34 @@ def test_only_the_head_is_kept_and_only_last_logits_are_computed(name: str, chec
     assert run.states32.shape == run.states64.shape == (200, hidden_size)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3"])
+def test_the_reference_of_a_run_in_blocks_has_its_weights(
+    name: str, checkpoints: Mapping[str, Path], references: Mapping[str, Reference]
+) -> None:
+    """Matrices and the head quantized and dequantized, all else as it is."""
+    run = prepared(checkpoints[name], quantization_encoding="q4_0")
+    model = load_reference(run)._head.model
+    exact = references[name].model.state_dict()
+
+    def rounded(name: str, block_format: BlockFormat) -> npt.NDArray[np.float32]:
+        blocks = gguf.quants.quantize(exact[name].numpy(), block_format.ggml_type)
+        return block_format.dequantize(blocks)
+
+    layers = load_reference(run)._layers.state_dict()
+    for part, block_format in (("self_attn.q_proj", FORMATS["q4_0"]), ("mlp.down_proj", FORMATS["q4_0"])):
+        found = layers[f"layers.1.{part}.weight"].numpy()
+        assert np.array_equal(found, rounded(f"model.layers.1.{part}.weight", block_format)), part
+    assert np.array_equal(model.lm_head.weight.detach().numpy(), rounded("lm_head.weight", FORMATS["q8_0"]))
+    assert torch.equal(layers["norm.weight"], exact["model.norm.weight"])
+
+
 def test_greedy_tokens_end_where_float32_chooses_another_than_float64(
     checkpoints: Mapping[str, Path], references: Mapping[str, Reference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = random_tokens(20, 1000)
     greedy = references["qwen3"].greedy(prompt, 8)
-    reference = load_reference(resolve_config(str(checkpoints["qwen3"])))
+    reference = load_reference(prepared(checkpoints["qwen3"]))
     states, _ = reference._generate(prompt, 0)
     wrong = [*greedy[:3], greedy[3] ^ 1, *greedy[4:]]
     monkeypatch.setattr(reference, "_generate", lambda prompt, num_new: (states, wrong))

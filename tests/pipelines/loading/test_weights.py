@@ -10,17 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pytest
 import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
+from max.graph import Shape
 from max.graph.weights import WeightData
 from safetensors.torch import save_file
 
 from pipelines.errors import InputError
 from pipelines.loading import weights
+from pipelines.loading.blocks import FORMATS, BlockData, BlockFormat
 from pipelines.loading.encodings.float8_e4m3fn import Float8Config
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 from pipelines.loading.weights import check_weights, materialize, rename
@@ -353,3 +357,72 @@ def test_a_weight_is_aligned_and_copied_only_if_it_is_not_so_in_the_file(tmp_pat
 def as_numpy(value: Any) -> np.ndarray[Any, Any]:
     """The same memory; bfloat16 as its bits."""
     return value.view(DType.uint16, list(value.shape)).to_numpy() if isinstance(value, Buffer) else value
+
+
+BLOCKS = FORMATS["q8_0"]
+
+
+def block_data(name: str, values: npt.NDArray[np.float32], block_format: BlockFormat = BLOCKS) -> WeightData:
+    blocks = gguf.quants.quantize(values, block_format.ggml_type)
+    return BlockData(blocks, name, DType.uint8, Shape(values.shape), block_format=block_format)
+
+
+def random_values(*shape: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(shape).standard_normal(shape, np.float32)
+
+
+def test_blocks_of_one_tensor_are_used_in_place() -> None:
+    data = block_data("w", random_values(6, 96))
+    made = materialize([WeightSpec("w", BLOCKS, (WeightSource("w", (6, 96)),))], {"w": data}, [CPU()])["w"]
+    assert isinstance(made, np.ndarray)
+    assert made.shape == (6, 102)
+    assert np.shares_memory(made, np.asarray(data.data))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_are_cut_by_rows_and_by_whole_blocks(axis: int) -> None:
+    values = random_values(8, 128)
+    state_dict = {"w": block_data("w", values)}
+    source = WeightSource("w", (8, 128), axis=axis, units=4)
+    specs = [WeightSpec(f"w{i}", BLOCKS, (source,), i, 2) for i in range(2)]
+    check_weights(specs, state_dict)
+    made = materialize(specs, state_dict, [CPU()] * 2)
+    parts = [BLOCKS.dequantize(np.asarray(made[spec.name])) for spec in specs]
+    assert np.array_equal(np.concatenate(parts, axis), BLOCKS.dequantize(np.asarray(state_dict["w"].data)))
+
+
+def test_blocks_are_joined() -> None:
+    values = {name: random_values(rows, 64) for name, rows in (("q", 8), ("k", 2))}
+    state_dict = {name: block_data(name, value) for name, value in values.items()}
+    spec = WeightSpec("qk", BLOCKS, tuple(WeightSource(name, value.shape) for name, value in values.items()))
+    made = materialize([spec], state_dict, [CPU()])["qk"]
+    assert np.array_equal(made, np.concatenate([np.asarray(data.data) for data in state_dict.values()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+def test_floats_are_quantized_as_the_gguf_package_does(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    values = torch.from_numpy(random_values(70, 96)).to(dtype)
+    spec = WeightSpec("w", FORMATS[name], (WeightSource("w", (70, 96)),))
+    made = make(write(tmp_path, w=values), spec)
+    assert np.array_equal(made, gguf.quants.quantize(values.float().numpy(), FORMATS[name].ggml_type))
+
+
+@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+def test_blocks_are_dequantized_for_a_float_encoding(dtype: DType) -> None:
+    data = block_data("w", random_values(5, 64))
+    spec = whole("w", (5, 64), dtype)
+    check_weights([spec], {"w": data})
+    made = materialize([spec], {"w": data}, [CPU()])["w"]
+    exact = torch.from_numpy(BLOCKS.dequantize(np.asarray(data.data)))
+    if dtype == DType.float32:
+        assert np.array_equal(made, exact.numpy())
+    else:
+        assert np.array_equal(bits(made), exact.bfloat16().view(torch.uint16).numpy())
+
+
+def test_blocks_do_not_become_other_blocks() -> None:
+    """They would be quantized twice."""
+    spec = WeightSpec("w", FORMATS["q4_0"], (WeightSource("w", (5, 64)),))
+    with pytest.raises(InputError, match=r"^tensor 'w' is q8_0, which can't become q4_0$"):
+        check_weights([spec], {"w": block_data("w", random_values(5, 64))})
