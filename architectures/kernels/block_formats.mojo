@@ -72,6 +72,11 @@ def spread[F: BlockFormat, span: Int, size: Int](scales: Floats) -> Floats:
 
 
 @always_inline
+def floats(source: Pointer[UInt8, _], offset: Int) -> Floats:
+    return source.unsafe_offset(offset).unsafe_bitcast[Float32]().unsafe_load[width=16]()
+
+
+@always_inline
 def scales_of[BLOCK_BYTES: Int, count: Int](blocks: Pointer[UInt8, _]) -> Floats:
     """The float16 numbers at the beginning of `count` blocks."""
     var bits = SIMD[DType.uint16, count](0)

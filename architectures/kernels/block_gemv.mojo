@@ -6,25 +6,27 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 from .block_formats import BlockFormat, Floats, Unit, row_bytes, unit_bytes
 from .dequantize import PaddedUnit
 
-comptime MR = 4
-"""Most rows of x that are multiplied at a time."""
-comptime NR = 4
-"""Rows of the weight that are read at a time, each from another part of it."""
+comptime MOST_SUMS = 16
+"""Sums of M rows of x with NR rows of the weight, which are read from as many parts of it in turns."""
 comptime PREFETCH_BYTES = 2048
 """Distance between the weights that are multiplied and those that are prefetched."""
 
 
 trait PreparedRows:
-    """How rows of x are stored for a GEMV: a record for each unit of the weights."""
+    """How rows of x are stored for a GEMV: a record for each unit of the weights.
 
+    EIGHT: whether eight rows at once are faster than twice four.
+    """
+
+    comptime EIGHT: Bool
     comptime Format: BlockFormat
     comptime RECORD_BYTES: Int
 
     @staticmethod
     def add_products[
-        M: Int, n: Int
-    ](mut sums: Array[Floats, MR * NR], x: Pointer[UInt8, _], unit: Unit, stride: Int):
-        """Adds the products of M rows' records, `stride` bytes apart, with a unit of row n to sums [MR, NR]."""
+        M: Int, n: Int, NR: Int
+    ](mut sums: Array[Floats, MOST_SUMS], x: Pointer[UInt8, _], unit: Unit, stride: Int):
+        """Adds the products of M rows' records, `stride` bytes apart, with a unit of row n to sums [M, NR]."""
         ...
 
 
@@ -45,24 +47,44 @@ def block_gemv[
     N: Int,
     K: Int,
 ):
-    """The first `count` outputs of N for M prepared rows, on one core.
+    """The first `count` outputs of N for M prepared rows, on one core."""
+    comptime if R.EIGHT:
+        if M == 8:
+            multiply_rows[R, 2](y, x, w, M, count, N, K)
+            return
+    multiply_rows[R, 4](y, x, w, M, count, N, K)
 
-    The last outputs are computed again with those before them, or four times, which saves a kernel of their own.
+
+@always_inline
+def multiply_rows[
+    R: PreparedRows, NR: Int
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[UInt8, _],
+    w: Pointer[UInt8, _],
+    M: Int,
+    count: Int,
+    N: Int,
+    K: Int,
+):
+    """The same with NR rows of the weight at a time.
+
+    The last outputs are computed again with those before them, or NR times, which saves a kernel of their own.
     """
     var stride = row_bytes[R.Format](K)
     var part = count // NR
     for n in range(part):
-        multiply_groups[R](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), part, M, N, K)
+        multiply_groups[R, NR](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), part, M, N, K)
     if count % NR == 0:
         return
     var distance = 1 if part > 0 else 0
     for n in range(max(0, count - NR), count - (NR - 1) * distance):
-        multiply_groups[R](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), distance, M, N, K)
+        multiply_groups[R, NR](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), distance, M, N, K)
 
 
 @always_inline
 def multiply_groups[
-    R: PreparedRows
+    R: PreparedRows, NR: Int
 ](
     y: Pointer[mut=True, Float32, _],
     x: Pointer[UInt8, _],
@@ -72,24 +94,29 @@ def multiply_groups[
     N: Int,
     K: Int,
 ):
-    """M rows in about equal groups, of which the first brings the weights into the cache."""
-    var groups = ceildiv(M, MR)
+    """M rows in about equal groups of up to four, of which the first brings the weights into the cache, or eight at once.
+
+    Between four and eight, two groups are about as fast as one, and few kernels compile sooner.
+    """
+    comptime most = MOST_SUMS // NR
+    var groups = ceildiv(M, most)
     for group in range(groups):
         var start = M * group // groups
         var end = M * (group + 1) // groups
         var x_rows = x.unsafe_offset(start * prepared_bytes[R](K))
         var y_rows = y.unsafe_offset(start * N)
-        comptime for rows in range(1, MR + 1):
+        comptime for rows in range(1 if most == 4 else most, most + 1):
             if end - start == rows:
-                multiply_rows[R, rows](y_rows, x_rows, w, distance, N, K)
+                micro_kernel[R, rows, NR](y_rows, x_rows, w, distance, N, K)
 
 
-def multiply_rows[
-    R: PreparedRows, M: Int
+@always_inline
+def micro_kernel[
+    R: PreparedRows, M: Int, NR: Int
 ](y: Pointer[mut=True, Float32, _], x: Pointer[UInt8, _], w: Pointer[UInt8, _], distance: Int, N: Int, K: Int):
     """The products of M prepared rows with NR rows of w that are `distance` rows apart."""
     comptime size = unit_bytes[R.Format]()
-    var sums = Array[Floats, MR * NR](fill=Floats(0))
+    var sums = Array[Floats, MOST_SUMS](fill=Floats(0))
     var x_stride = prepared_bytes[R](K)
     var stride = distance * row_bytes[R.Format](K)
     var whole = K // R.Format.UNIT
@@ -102,12 +129,12 @@ def multiply_rows[
                 prefetch[PrefetchOptions().for_read().medium_locality().to_data_cache()](
                     blocks.unsafe_offset(PREFETCH_BYTES + line)
                 )
-            R.add_products[M, n](sums, record, R.Format.unpack(blocks), x_stride)
+            R.add_products[M, n, NR](sums, record, R.Format.unpack(blocks), x_stride)
     if K % R.Format.UNIT != 0:
         var record = x.unsafe_offset(whole * R.RECORD_BYTES)
         comptime for n in range(NR):
             var rest = PaddedUnit[R.Format](w.unsafe_offset(n * stride + whole * size), K % R.Format.UNIT)
-            R.add_products[M, n](sums, record, R.Format.unpack(rest.start()), x_stride)
+            R.add_products[M, n, NR](sums, record, R.Format.unpack(rest.start()), x_stride)
     comptime for m in range(M):
         comptime for n in range(NR):
             y.unsafe_offset(m * N + n * distance).unsafe_store(sums[m * NR + n].reduce_add())

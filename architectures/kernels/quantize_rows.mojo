@@ -7,8 +7,8 @@ takes back the weights' offset, and the lanes' scales; for formats with minima t
 from std.math import round
 from std.memory import bitcast
 
-from .block_formats import CHUNK, BlockFormat, Bytes, Floats, Unit, spread
-from .block_gemv import MR, NR, PreparedRows
+from .block_formats import CHUNK, BlockFormat, Bytes, Floats, Unit, floats, spread
+from .block_gemv import MOST_SUMS, PreparedRows
 from .dot_bytes import dot_bytes
 
 comptime GROUP = 32
@@ -32,6 +32,7 @@ def quantize(x: Pointer[Float32, _], mut values: Quantized) -> Float32:
 struct QuantizedRows[F: BlockFormat](PreparedRows):
     """The records of quantized rows, and their products."""
 
+    comptime EIGHT = True
     comptime Format = Self.F
     comptime SPANS = Self.F.UNIT // 64 // Self.F.SPAN
     comptime STARTS = Self.F.UNIT
@@ -76,8 +77,8 @@ struct QuantizedRows[F: BlockFormat](PreparedRows):
     @staticmethod
     @always_inline
     def add_products[
-        M: Int, n: Int
-    ](mut sums: Array[Floats, MR * NR], x: Pointer[UInt8, _], unit: Unit, stride: Int):
+        M: Int, n: Int, NR: Int
+    ](mut sums: Array[Floats, MOST_SUMS], x: Pointer[UInt8, _], unit: Unit, stride: Int):
         """Exact sums for each lane of a span of vectors, scaled by both scales."""
         comptime for span in range(Self.SPANS):
             var scales = spread[Self.F, span, Self.F.GROUP](unit.scales)
@@ -93,11 +94,6 @@ struct QuantizedRows[F: BlockFormat](PreparedRows):
         comptime if Self.F.HAS_MINIMA:
             comptime for m in range(M):
                 sums[m * NR + n] = unit.minima.fma(-floats(x, m * stride + Self.SUMS), sums[m * NR + n])
-
-
-@always_inline
-def floats(record: Pointer[UInt8, _], offset: Int) -> Floats:
-    return record.unsafe_offset(offset).unsafe_bitcast[Float32]().unsafe_load[width=16]()
 
 
 @always_inline
