@@ -9,10 +9,10 @@ from std.math import ceildiv
 from std.memory import bitcast
 
 from .block_formats import BlockFormat
-from .dot_bytes import IS_512
+from .dot_bytes import IS_512, dot_bytes
 from .pack import panel_start, piece_size
 from .quantize_rows import GROUP, Quantized, quantize
-from .vectors import WIDTH, Vector
+from .vectors import WIDTH, load, store
 
 comptime NV = 2 if IS_512 else 1
 """Most vectors of rows in a panel."""
@@ -45,10 +45,13 @@ def pack_byte_rows[
     var rows = x.unsafe_offset(vector * WIDTH * K)
     for k in range(0, K, size):
         var groups = min(size, K - k) // GROUP
-        var piece = packed.unsafe_offset((k // GROUP * vectors + first * groups) * words * WIDTH)
+        var piece = packed.unsafe_offset(((k // GROUP * vectors + first * groups) * words + vector - first) * WIDTH)
         for group in range(groups):
-            var record = piece.unsafe_offset((group * words * width + vector - first) * WIDTH)
+            var record = piece.unsafe_offset(group * words * width * WIDTH)
             pack_group[F](record, rows.unsafe_offset(k + group * GROUP), min(WIDTH, M - vector * WIDTH), width, K)
+        # Words that were stored one by one are read as vectors only when they have left the store buffer.
+        for group in range(groups):
+            add_sums[F](piece.unsafe_offset(group * words * width * WIDTH), width)
 
 
 @always_inline
@@ -56,7 +59,6 @@ def pack_group[
     F: BlockFormat
 ](record: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], rows: Int, width: Int, K: Int):
     """Quantizes a group of up to WIDTH rows; their words are `width` vectors apart."""
-    comptime starts = num_starts[F]()
     for m in range(WIDTH):
         var values = Quantized(0)
         var scale = Float32(0)
@@ -66,11 +68,26 @@ def pack_group[
         var column = record.unsafe_offset(m)
         comptime for word in range(GROUP // 4):
             column.unsafe_offset(word * width * WIDTH).unsafe_store(words[word])
-        comptime for start in range(starts):
-            var part = values.slice[F.GROUP, offset=start * F.GROUP]().cast[DType.int32]().reduce_add()
-            var word = bitcast[DType.float32](Int32(-F.OFFSET) * part)
-            column.unsafe_offset((8 + start) * width * WIDTH).unsafe_store(word)
-        column.unsafe_offset((8 + starts) * width * WIDTH).unsafe_store(scale)
-        comptime if F.HAS_MINIMA:
-            var sum = values.cast[DType.int32]().reduce_add().cast[DType.float32]() * scale
-            column.unsafe_offset((9 + starts) * width * WIDTH).unsafe_store(sum)
+        column.unsafe_offset((8 + num_starts[F]()) * width * WIDTH).unsafe_store(scale)
+
+
+@always_inline
+def add_sums[F: BlockFormat](record: Pointer[mut=True, Float32, _], width: Int):
+    """Writes what the products start from, or the sums of the groups."""
+    comptime starts = num_starts[F]()
+    comptime for start in range(starts):
+        var sums = sum_words[F.OFFSET, F.GROUP // 4](record.unsafe_offset(start * F.GROUP // 4 * width * WIDTH), width)
+        store(record, (8 + start) * width * WIDTH, bitcast[DType.float32, WIDTH](-sums))
+    comptime if F.HAS_MINIMA:
+        var sums = sum_words[1, GROUP // 4](record, width).cast[DType.float32]()
+        store(record, (9 + starts) * width * WIDTH, sums * load(record, (8 + starts) * width * WIDTH))
+
+
+@always_inline
+def sum_words[factor: Int, count: Int](words: Pointer[Float32, _], width: Int) -> SIMD[DType.int32, WIDTH]:
+    """The sum of the bytes of so many words of each row, times the factor."""
+    var sums = SIMD[DType.int32, WIDTH](0)
+    comptime for word in range(count):
+        var bytes = bitcast[DType.int8, WIDTH * 4](load(words, word * width * WIDTH))
+        sums = dot_bytes[factor, WIDTH](sums, SIMD[DType.uint8, WIDTH * 4](factor), bytes)
+    return sums

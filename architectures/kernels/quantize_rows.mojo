@@ -20,13 +20,13 @@ comptime Quantized = SIMD[DType.int8, GROUP]
 
 @always_inline
 def quantize(x: Pointer[Float32, _], mut values: Quantized) -> Float32:
-    """Quantizes 32 values and returns their scale: the greatest magnitude / 127, NaN if one is not finite."""
+    """Quantizes 32 values and returns their scale: the greatest magnitude / 127, not finite if one is not."""
     var wide = x.unsafe_load[width=GROUP]()
-    var greatest = abs(wide).reduce_max()
+    # As integers, so that what is not finite is the greatest.
+    var greatest = bitcast[DType.float32](bitcast[DType.uint32, GROUP](abs(wide)).reduce_max())
     var factor = 127 / greatest if greatest >= TINY else 0
     values = round(wide * factor).cast[DType.int8]()
-    # Zero times what is not finite is NaN, which the maximum might have lost.
-    return greatest / 127 + (wide * 0).reduce_add()
+    return greatest / 127
 
 
 struct QuantizedRows[F: BlockFormat](PreparedRows):

@@ -12,7 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-from max.graph import DeviceRef
+from max.driver import CPU
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef, Graph, TensorType, ops
 from mojo.run import subprocess_run_mojo
 
 from pipelines.errors import InputError
@@ -23,6 +26,20 @@ SOURCES = Path(__file__).parents[1] / "kernels"
 def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
     """Custom extensions of a graph on these devices; our kernels are for the CPU."""
     return [kernel_library()] if any(device.is_cpu() for device in devices) else []
+
+
+@functools.cache
+def byte_instructions() -> str:
+    """Names the instructions that products of bytes are computed with on this CPU, such as `avx512-vnni`.
+
+    The kernels choose them when a graph is compiled, so that a small one is, in seconds or from MAX's cache.
+    """
+    device = DeviceRef.CPU()
+    letters = TensorType(DType.uint8, [16], device)
+    with Graph("byte_instructions", input_types=[], custom_extensions=[kernel_library()]) as graph:
+        graph.output(ops.custom("graph_pipelines.byte_instructions", device, [], [letters])[0].tensor)
+    (name,) = InferenceSession(devices=[CPU()]).load(graph).execute()
+    return bytes(name.to_numpy()).rstrip(b"\0").decode()
 
 
 @functools.cache

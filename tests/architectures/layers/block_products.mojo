@@ -32,6 +32,6 @@ def multiply_q6_k(y: Floats, x: Floats, w: Bytes, M: Int, N: Int, K: Int) abi("C
     multiply[ByteBlocks[FormatNamed["q6_k"]]](y, x, w, M, N, K)
 
 
-@export("q5_0_float32")
+@export("q5_0")
 def multiply_q5_0(y: Floats, x: Floats, w: Bytes, M: Int, N: Int, K: Int) abi("C"):
     multiply[FloatBlocks[FormatNamed["q5_0"]]](y, x, w, M, N, K)
