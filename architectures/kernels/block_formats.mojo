@@ -1,7 +1,7 @@
 """The blocks of quantized weights, as GGUF files store them, unpacked into vectors of unsigned bytes.
 
-A weight is `scale * (value - OFFSET) - minimum`, where GROUP weights share a scale and 32 share a minimum. A vector holds
-weights in the order that unpacks fastest: chunks of 16 that are neighbours in a row, `chunk` says which.
+A weight is `scale * (value - OFFSET) - minimum`, where GROUP weights share a scale and 32 share a minimum. A vector
+holds weights in the order that unpacks fastest: chunks of 16 that are neighbours in a row, `chunk` says which.
 """
 
 from std.memory import bitcast

@@ -4,7 +4,7 @@ from std.math import ceildiv
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .block_formats import BlockFormat, Floats, Unit, row_bytes, unit_bytes
-from .dequantize import PaddedUnit
+from .dequantize import RestUnits
 
 comptime MOST_SUMS = 16
 """Sums of M rows of x with NR rows of the weight, which are read from as many parts of it in turns."""
@@ -94,7 +94,7 @@ def multiply_groups[
     N: Int,
     K: Int,
 ):
-    """M rows in about equal groups of up to four, of which the first brings the weights into the cache, or eight at once.
+    """M rows in about equal groups of up to four, of which the first brings the weights into the cache; or eight.
 
     Between four and eight, two groups are about as fast as one, and few kernels compile sooner.
     """
@@ -110,7 +110,6 @@ def multiply_groups[
                 micro_kernel[R, rows, NR](y_rows, x_rows, w, distance, N, K)
 
 
-@always_inline
 def micro_kernel[
     R: PreparedRows, M: Int, NR: Int
 ](y: Pointer[mut=True, Float32, _], x: Pointer[UInt8, _], w: Pointer[UInt8, _], distance: Int, N: Int, K: Int):
@@ -120,21 +119,16 @@ def micro_kernel[
     var x_stride = prepared_bytes[R](K)
     var stride = distance * row_bytes[R.Format](K)
     var whole = K // R.Format.UNIT
-    for u in range(whole):
-        var record = x.unsafe_offset(u * R.RECORD_BYTES)
+    var rest = RestUnits[R.Format, NR](w, stride, K)
+    for u in range(ceildiv(K, R.Format.UNIT)):
         comptime for n in range(NR):
-            var blocks = w.unsafe_offset(n * stride + u * size)
+            var blocks = w.unsafe_offset(n * stride + u * size) if u < whole else rest.start(n)
             comptime for line in range(0, size, 64):
                 # Into L2 only: L1 has the rows of x.
                 prefetch[PrefetchOptions().for_read().medium_locality().to_data_cache()](
                     blocks.unsafe_offset(PREFETCH_BYTES + line)
                 )
-            R.add_products[M, n, NR](sums, record, R.Format.unpack(blocks), x_stride)
-    if K % R.Format.UNIT != 0:
-        var record = x.unsafe_offset(whole * R.RECORD_BYTES)
-        comptime for n in range(NR):
-            var rest = PaddedUnit[R.Format](w.unsafe_offset(n * stride + whole * size), K % R.Format.UNIT)
-            R.add_products[M, n, NR](sums, record, R.Format.unpack(rest.start()), x_stride)
+            R.add_products[M, n, NR](sums, x.unsafe_offset(u * R.RECORD_BYTES), R.Format.unpack(blocks), x_stride)
     comptime for m in range(M):
         comptime for n in range(NR):
             y.unsafe_offset(m * N + n * distance).unsafe_store(sums[m * NR + n].reduce_add())

@@ -1,4 +1,4 @@
-"""Products with quantized weights [N, bytes of a row], as GGUF files store them, on CPU. `format` is a name of theirs."""
+"""Products with quantized weights [N, bytes of a row], as GGUF files store them, on CPU."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -51,7 +51,7 @@ struct BlockExpertMatmul:
         experts: InputTensor[dtype=DType.int32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        """Y[r] = x[r // (R / rows of x)] @ dequantized(w)[experts[r]].T of experts that are stacked in w [E * N, ...]."""
+        """Y[r] = x[r // (R / rows of x)] @ dequantized(w)[experts[r]].T for experts stacked in w [E * N, ...]."""
         check_name[format]()
         var yp = y.unsafe_ptr()
         var xp = x.unsafe_ptr()
@@ -124,5 +124,6 @@ struct ReferenceBlockMatmul:
             for m in range(y.dim_size(0)):
                 var total = Float64(0)
                 for k in range(K):
-                    total += weights[k].cast[DType.float64]() * xp.unsafe_offset(m * K + k).unsafe_load().cast[DType.float64]()
+                    var input = xp.unsafe_offset(m * K + k).unsafe_load().cast[DType.float64]()
+                    total += weights[k].cast[DType.float64]() * input
                 yp.unsafe_offset(m * y.dim_size(1) + n).unsafe_store(total.cast[DType.float32]())

@@ -3,13 +3,13 @@
 A tile is a piece of NR rows of the weight: their unsigned bytes, then their scales, then their minima.
 """
 
-from std.math import align_up, ceildiv
+from std.math import ceildiv
 from std.memory import bitcast
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .block_formats import CHUNK, BlockFormat, Unit, row_bytes, unit_bytes
 from .byte_pack import KC, NV, num_starts, num_words
-from .dequantize import PaddedUnit
+from .dequantize import RestUnits
 from .dot_bytes import dot_bytes
 from .pack import panel_start, piece_size
 from .quantize_rows import GROUP
@@ -33,11 +33,11 @@ def load_byte_tile[
     """Unpacks a piece of up to NR rows that are `stride` bytes apart, whole units of it."""
     var whole = depth // F.UNIT
     for r in range(rows):
-        for u in range(whole):
-            store_unit[F](tile, F.unpack(w.unsafe_offset(r * stride + u * unit_bytes[F]())), r, u)
-        if depth % F.UNIT != 0:
-            var rest = PaddedUnit[F](w.unsafe_offset(r * stride + whole * unit_bytes[F]()), depth % F.UNIT)
-            store_unit[F](tile, F.unpack(rest.start()), r, whole)
+        var row = w.unsafe_offset(r * stride)
+        var rest = RestUnits[F, 1](row, 0, depth)
+        for u in range(ceildiv(depth, F.UNIT)):
+            var blocks = row.unsafe_offset(u * unit_bytes[F]()) if u < whole else rest.start(0)
+            store_unit[F](tile, F.unpack(blocks), r, u)
 
 
 @always_inline
