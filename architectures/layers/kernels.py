@@ -12,10 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-from max.driver import CPU
-from max.dtype import DType
-from max.engine import InferenceSession
-from max.graph import DeviceRef, Graph, TensorType, ops
+from max.graph import DeviceRef
 from mojo.run import subprocess_run_mojo
 
 from pipelines.errors import InputError
@@ -32,14 +29,15 @@ def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
 def byte_instructions() -> str:
     """Names the instructions that products of bytes are computed with on this CPU, such as `avx512-vnni`.
 
-    The kernels choose them when a graph is compiled, so that a small one is, in seconds or from MAX's cache.
+    The kernels choose them by the target they are compiled for, so that a program is compiled, in a second or two.
+
+    Raises:
+        InputError: The program can't be compiled.
     """
-    device = DeviceRef.CPU()
-    letters = TensorType(DType.uint8, [16], device)
-    with Graph("byte_instructions", input_types=[], custom_extensions=[kernel_library()]) as graph:
-        graph.output(ops.custom("graph_pipelines.byte_instructions", device, [], [letters])[0].tensor)
-    (name,) = InferenceSession(devices=[CPU()]).load(graph).execute()
-    return bytes(name.to_numpy()).rstrip(b"\0").decode()
+    with TemporaryDirectory() as folder:
+        program = Path(folder) / "instructions.mojo"
+        program.write_text("from kernels.dot_bytes import INSTRUCTIONS\n\n\ndef main():\n    print(INSTRUCTIONS)\n")
+        return _run_mojo(["run", "-I", str(SOURCES.parent), str(program)]).strip()
 
 
 @functools.cache
@@ -85,7 +83,12 @@ def _compile_for_this_process(name: str) -> Path:
 
 
 def _compile(library: Path) -> Path:
-    command = ["precompile", str(SOURCES), "-o", str(library)]
+    _run_mojo(["precompile", str(SOURCES), "-o", str(library)])
+    return library
+
+
+def _run_mojo(command: list[str]) -> str:
+    """Returns what it prints."""
     try:
         done = subprocess_run_mojo(command, capture_output=True, text=True, errors="replace")
     except (OSError, RuntimeError) as error:  # mojo is not there, or can't be run
@@ -94,7 +97,7 @@ def _compile(library: Path) -> Path:
         errors = (line for line in done.stderr.splitlines() if "error:" in line)
         reason = next(errors, f"mojo ended with exit code {done.returncode}")
         raise InputError(f"the Mojo kernels can't be compiled: {reason}")
-    return library
+    return str(done.stdout)
 
 
 def _not_writable(folder: str, error: OSError) -> InputError:
