@@ -1,10 +1,11 @@
 """Speed of the CPU's matrix products beside MAX's and torch's, in one process and by turns.
 
-    python benchmarks/kernels.py [--rows 1,16,256] [--seconds 2]
+    python benchmarks/kernels.py [--rows 1,16,256] [--seconds 2] [--formats q4_0,q4_k]
 
 The shapes are Gemma 3 1B's; eight weights of a shape are multiplied one after the other, as layers are, so that they
 come from memory and a call's own time counts less. Prints the best GFLOP/s of each and, as other processes disturb all
-of them alike, the median of the ratios of a round.
+of them alike, the median of the ratios of a round. With `--formats` products with quantized weights are measured
+beside those in float32: with activations quantized to int8, and with float32 activations.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 
 import click
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
@@ -29,6 +31,9 @@ SHAPES = {"qkv": (1536, 1152), "out": (1152, 1024), "gate_up": (13824, 1152), "d
 NUM_WEIGHTS = 8
 PAIRS = [("f32", "MAX"), ("f32", "torch f32"), ("bf16", "f32"), ("bf16", "MAX"), ("bf16", "torch bf16")]
 
+WAYS = {"int8": True, "float": False}
+"""How activations are multiplied with quantized weights: whether they are quantized."""
+
 Product = Callable[[TensorValue, TensorValue], TensorValue]
 
 
@@ -41,14 +46,25 @@ def maxs(x: TensorValue, w: TensorValue) -> TensorValue:
     return ops.matmul(x, ops.transpose(w, 0, 1))
 
 
-def load(product: Product, dtype: DType, shape: tuple[int | str, int | str]) -> Model:
+def load(product: Product, dtype: DType, shape: tuple[int | str, int | str], size_in: int | str | None = None) -> Model:
     device = DeviceRef.CPU()
-    types = [TensorType(DType.float32, ["rows", shape[1]], device)]
+    types = [TensorType(DType.float32, ["rows", size_in or shape[1]], device)]
     types += [TensorType(dtype, shape, device)] * NUM_WEIGHTS
     with Graph("products", input_types=types, custom_extensions=kernels.extensions([device])) as graph:
         x, *weights = (value.tensor for value in graph.inputs)
         graph.output(*(product(x, w) for w in weights))
     return InferenceSession(devices=[CPU()]).load(graph)
+
+
+def load_blocks(name: str, is_int8: bool) -> Model:
+    """Products with quantized weights of any shape."""
+
+    def product(x: TensorValue, w: TensorValue) -> TensorValue:
+        y = TensorType(DType.float32, [x.shape[0], w.shape[0]], x.device)
+        parameters: dict[str, bool | int | str | DType] = {"format": name, "int8_activations": is_int8}
+        return ops.custom("graph_pipelines.block_matmul", x.device, [x, w], [y], parameters=parameters)[0].tensor
+
+    return load(product, DType.uint8, ("out", "row_bytes"), "in")
 
 
 def measure(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -98,11 +114,44 @@ def compare(shape: tuple[int, int], num_rows: int, own: dict[DType, Model], libr
     return f"{num_rows:4}: {speeds} | {'  '.join(ratios)}"
 
 
+def random_blocks(name: str, out: int, size_in: int) -> torch.Tensor:
+    """Random integers with scales of one."""
+    size, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[name.upper()]]
+    blocks = torch.randint(0, 256, (out, size_in // size, num_bytes), dtype=torch.uint8)
+    for place in (0, 2, 208):
+        if place + 2 <= num_bytes:
+            blocks[..., place : place + 2] = torch.tensor([0, 0x3C], dtype=torch.uint8)
+    return blocks.reshape(out, -1)
+
+
+def compare_blocks(name: str, shape: tuple[int, int], num_rows: int, models: dict[str, Model], seconds: float) -> str:
+    """Returns a line of speeds of this format, and of their ratios to that of float32."""
+    out, size_in = shape[0], shape[1] // 256 * 256
+    x = torch.randn(num_rows, size_in)
+    blocks = [random_blocks(name, out, size_in) for _ in range(NUM_WEIGHTS)]
+    wide = [torch.randn(out, size_in) for _ in range(NUM_WEIGHTS)]
+    calls = {way: partial(models[way].execute, *map(Buffer.from_dlpack, (x, *blocks))) for way in WAYS}
+    times = measure({"f32": partial(models["f32"].execute, *map(Buffer.from_dlpack, (x, *wide))), **calls}, seconds)
+    work, traffic = 2e-9 * NUM_WEIGHTS * num_rows * out * size_in, 1e-9 * NUM_WEIGHTS * blocks[0].numel()
+    speeds = " ".join(
+        f"{way} {work / min(times[way]):5.0f} GOP/s {traffic / min(times[way]):5.1f} GB/s" for way in WAYS
+    )
+    ratios = [
+        f"{way}/f32 {statistics.median(b / a for a, b in zip(times[way], times['f32'], strict=True)):.2f}"
+        for way in WAYS
+    ]
+    return f"{num_rows:4}: {speeds} | {'  '.join(ratios)}"
+
+
 @click.command()
 @click.option("--rows", default="1,2,4,5,8,12,16,17,33,64,100,128,257,512", show_default=True)
 @click.option("--seconds", default=2.0, show_default=True, help="For each shape and number of rows.")
-def main(rows: str, seconds: float) -> None:
+@click.option("--formats", help="Of quantized weights, separated by commas: these in place of floating point.")
+def main(rows: str, seconds: float, formats: str | None) -> None:
     """Print the speed of products, and their speed as a multiple of that of the others."""
+    if formats:
+        print_formats(formats.split(","), list(map(int, rows.split(","))), seconds)
+        return
     own = {dtype: load(ours, dtype, ("out", "in")) for dtype in (DType.float32, DType.bfloat16)}
     click.echo("shape rows: GFLOP/s of ours in float32 and bfloat16, of MAX, of torch in both | ratios of speeds")
     for name, shape in SHAPES.items():
@@ -110,6 +159,16 @@ def main(rows: str, seconds: float) -> None:
         for num_rows in map(int, rows.split(",")):
             with torch.inference_mode():
                 click.echo(f"{name:8}{compare(shape, num_rows, own, library, seconds)}")
+
+
+def print_formats(names: list[str], rows: list[int], seconds: float) -> None:
+    wide = load(ours, DType.float32, ("out", "in"))
+    for name in names:
+        models = {"f32": wide, **{way: load_blocks(name, is_int8) for way, is_int8 in WAYS.items()}}
+        for shape_name, shape in SHAPES.items():
+            for num_rows in rows:
+                with torch.inference_mode():
+                    click.echo(f"{name:5}{shape_name:8}{compare_blocks(name, shape, num_rows, models, seconds)}")
 
 
 if __name__ == "__main__":

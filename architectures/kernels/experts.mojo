@@ -7,8 +7,9 @@ from max.gpu.host import DeviceContext
 from std.math import align_up, ceildiv
 from std.sys.info import num_physical_cores
 
+from .dense import Dense
 from .gemm import gemm
-from .gemv import GEMV_ROWS, gemv
+from .product import Product
 from .vectors import WIDTH, copy, uninitialized
 
 
@@ -28,24 +29,45 @@ struct ExpertMatmul:
 
         The rows of an expert are gathered, so that its weights are read once for all of them.
         """
-        var R = y.dim_size(0)
-        var N = y.dim_size(1)
-        var K = x.dim_size(1)
-        if R == 0:
-            return
-        var sorted_rows = SortedRows(experts.unsafe_ptr(), R, w.dim_size(0) // N)
-        var gathered = uninitialized(align_up(R * K, WIDTH))
-        var products = uninitialized(align_up(R * N, WIDTH))
-        var x_rows = gathered.unsafe_ptr().unsafe_bitcast[Float32]()
-        var y_rows = products.unsafe_ptr().unsafe_bitcast[Float32]()
-        var repeats = R // x.dim_size(0)
-        var xp = x.unsafe_ptr()
-        var yp = y.unsafe_ptr()
-        for place in range(R):
-            copy(x_rows.unsafe_offset(place * K), xp.unsafe_offset(sorted_rows.order[place] // repeats * K), K)
-        multiply_experts(y_rows, x_rows, w.unsafe_ptr(), sorted_rows.starts, N, K)
-        for place in range(R):
-            copy(yp.unsafe_offset(sorted_rows.order[place] * N), y_rows.unsafe_offset(place * N), N)
+        multiply_by_experts[Dense[dtype]](
+            y.unsafe_ptr(),
+            x.unsafe_ptr(),
+            w.unsafe_ptr().unsafe_bitcast[UInt8](),
+            experts.unsafe_ptr(),
+            y.dim_size(0),
+            x.dim_size(0),
+            w.dim_size(0),
+            y.dim_size(1),
+            x.dim_size(1),
+        )
+
+
+def multiply_by_experts[
+    P: Product
+](
+    y: Pointer[mut=True, Float32, _],
+    x: Pointer[Float32, _],
+    w: Pointer[UInt8, _],
+    experts: Pointer[Int32, _],
+    R: Int,
+    M: Int,
+    w_rows: Int,
+    N: Int,
+    K: Int,
+):
+    """Gathers the R rows of x [M, K], multiplies them by experts and puts the products where they belong."""
+    if R == 0:
+        return
+    var sorted_rows = SortedRows(experts, R, w_rows // N)
+    var gathered = uninitialized(align_up(R * K, WIDTH))
+    var products = uninitialized(align_up(R * N, WIDTH))
+    var x_rows = gathered.unsafe_ptr().unsafe_bitcast[Float32]()
+    var y_rows = products.unsafe_ptr().unsafe_bitcast[Float32]()
+    for place in range(R):
+        copy(x_rows.unsafe_offset(place * K), x.unsafe_offset(sorted_rows.order[place] // (R // M) * K), K)
+    multiply_experts[P](y_rows, x_rows, w, sorted_rows.starts, N, K)
+    for place in range(R):
+        copy(y.unsafe_offset(sorted_rows.order[place] * N), y_rows.unsafe_offset(place * N), N)
 
 
 struct SortedRows:
@@ -69,11 +91,11 @@ struct SortedRows:
 
 
 def multiply_experts[
-    dtype: DType
+    P: Product
 ](
     y: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
-    w: Pointer[Scalar[dtype], _],
+    w: Pointer[UInt8, _],
     starts: List[Int],
     N: Int,
     K: Int,
@@ -82,21 +104,47 @@ def multiply_experts[
     var num_experts = len(starts) - 1
     for e in range(num_experts):
         var M = starts[e + 1] - starts[e]
-        if M > GEMV_ROWS:
-            gemm(y.unsafe_offset(starts[e] * N), x.unsafe_offset(starts[e] * K), w.unsafe_offset(e * N * K), M, N, K)
+        if M > P.GEMV_ROWS:
+            var weights = w.unsafe_offset(e * N * P.weight_bytes(K))
+            gemm[P](y.unsafe_offset(starts[e] * N), x.unsafe_offset(starts[e] * K), weights, M, N, K)
+    comptime if P.PREPARES:
+        var size = P.prepared_size(K)
+        var memory = uninitialized(starts[num_experts] * size)
+        var rows = memory.unsafe_ptr().unsafe_bitcast[Float32]()
+        for e in range(num_experts):
+            if starts[e + 1] - starts[e] <= P.GEMV_ROWS:
+                for m in range(starts[e], starts[e + 1]):
+                    P.prepare_row(rows.unsafe_offset(m * size), x.unsafe_offset(m * K), K)
+        multiply_few_rows[P](y, rows, w, starts, size, N, K)
+    else:
+        multiply_few_rows[P](y, x, w, starts, K, N, K)
+
+
+def multiply_few_rows[
+    P: Product
+](
+    y: Pointer[mut=True, Float32, _],
+    rows: Pointer[Float32, _],
+    w: Pointer[UInt8, _],
+    starts: List[Int],
+    row_size: Int,
+    N: Int,
+    K: Int,
+):
+    """The products of the experts with few rows, which are `row_size` apart."""
     var num_tasks = num_physical_cores()
     var share = ceildiv(N, num_tasks)
 
     def task(t: Int) {imm}:
         var first = t * share
         var count = max(0, min(share, N - first))
-        for e in range(num_experts):
+        for e in range(len(starts) - 1):
             var M = starts[e + 1] - starts[e]
-            if 0 < M <= GEMV_ROWS:
-                gemv(
+            if 0 < M <= P.GEMV_ROWS:
+                P.gemv(
                     y.unsafe_offset(starts[e] * N + first),
-                    x.unsafe_offset(starts[e] * K),
-                    w.unsafe_offset((e * N + first) * K),
+                    rows.unsafe_offset(starts[e] * row_size),
+                    w.unsafe_offset((e * N + first) * P.weight_bytes(K)),
                     M,
                     count,
                     N,

@@ -3,10 +3,10 @@
 from max.algorithm import parallelize
 from std.atomic import Atomic
 from std.math import align_up, ceildiv
-from std.sys.info import num_physical_cores, size_of
+from std.sys.info import num_physical_cores
 
-from .pack import num_vectors, pack_rows, packed_size, piece_size, rest_stride
-from .tile import NR, TILE_STRIDE, load_tile, multiply_panels, multiply_rest
+from .product import Product
+from .tile import NR
 from .vectors import WIDTH, Vector, load, store, transpose, uninitialized, zeros
 
 comptime MC = 256
@@ -27,27 +27,27 @@ struct Scratch:
     var tile: List[Vector]
     var sums: List[Vector]
 
-    def __init__(out self, M: Int):
-        self.tile = zeros(NR * TILE_STRIDE)
+    def __init__(out self, tile_size: Int, M: Int):
+        self.tile = zeros(tile_size)
         self.sums = uninitialized(NC * min(MC, align_up(M, WIDTH)))
 
 
 def gemm[
-    dtype: DType
-](y: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], w: Pointer[Scalar[dtype], _], M: Int, N: Int, K: Int):
+    P: Product
+](y: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
     """Y [M, N] = x [M, K] @ w [N, K].T on all cores."""
-    var memory = uninitialized(packed_size(min(M, SLAB), K))
+    var memory = uninitialized(P.packed_size(min(M, SLAB), K))
     var packed = memory.unsafe_ptr().unsafe_bitcast[Float32]()
     for m in range(0, M, SLAB):
-        gemm_slab(y.unsafe_offset(m * N), x.unsafe_offset(m * K), w, packed, min(SLAB, M - m), N, K)
+        gemm_slab[P](y.unsafe_offset(m * N), x.unsafe_offset(m * K), w, packed, min(SLAB, M - m), N, K)
 
 
 def gemm_slab[
-    dtype: DType
+    P: Product
 ](
     y: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
-    w: Pointer[Scalar[dtype], _],
+    w: Pointer[UInt8, _],
     packed: Pointer[mut=True, Float32, _],
     M: Int,
     N: Int,
@@ -59,7 +59,7 @@ def gemm_slab[
     var parts = ceildiv(N, NC) * blocks
 
     def pack(vector: Int) {imm}:
-        pack_vector(packed, x, vector, M, K)
+        pack_vector[P](packed, x, vector, M, K)
 
     if M * K > SERIAL:
         parallelize(pack, ceildiv(M, WIDTH))
@@ -70,15 +70,15 @@ def gemm_slab[
     var counter = Pointer(to=next_part)
 
     def work(_core: Int) {imm}:
-        var scratch = Scratch(rows)
+        var scratch = Scratch(P.TILE_SIZE, rows)
         var part = Int(Atomic[Int64].fetch_add(counter, 1))
         while part < parts:
             var m = part % blocks * rows
             var n = part // blocks * NC
-            multiply_block(
+            multiply_block[P](
                 y.unsafe_offset(m * N + n),
-                packed.unsafe_offset(m * K),
-                w.unsafe_offset(n * K),
+                packed.unsafe_offset(m * P.row_size(K)),
+                w.unsafe_offset(n * P.weight_bytes(K)),
                 scratch,
                 min(rows, M - m),
                 min(NC, N - n),
@@ -98,19 +98,23 @@ def block_rows(M: Int) -> Int:
 
 
 @always_inline
-def pack_vector(packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
+def pack_vector[
+    P: Product
+](packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
     """Packs up to WIDTH rows of M, where their block begins in the packed rows."""
     var rows = block_rows(M)
     var m = vector * WIDTH // rows * rows
-    pack_rows(packed.unsafe_offset(m * K), x.unsafe_offset(m * K), vector - m // WIDTH, min(rows, M - m), K)
+    P.pack_rows(
+        packed.unsafe_offset(m * P.row_size(K)), x.unsafe_offset(m * K), vector - m // WIDTH, min(rows, M - m), K
+    )
 
 
 def multiply_block[
-    dtype: DType
+    P: Product
 ](
     y: Pointer[mut=True, Float32, _],
     packed: Pointer[Float32, _],
-    w: Pointer[Scalar[dtype], _],
+    w: Pointer[UInt8, _],
     mut scratch: Scratch,
     M: Int,
     count: Int,
@@ -121,61 +125,22 @@ def multiply_block[
     var sums = scratch.sums.unsafe_ptr().unsafe_bitcast[Float32]()
     var tile = scratch.tile.unsafe_ptr().unsafe_bitcast[Float32]()
     var padded_M = align_up(M, WIDTH)
-    var size = piece_size(K)
+    var row_bytes = P.weight_bytes(K)
+    var size = P.piece_size(K)
     # Rows that stay in L2 from end to end leave the weight's rows to be read in order.
-    var is_small = M * K * 4 <= L2_BYTES
+    var is_small = M * P.row_size(K) * 4 <= L2_BYTES
     var step = NR if is_small else NC
     for top in range(0, count, step):
         for k in range(0, K, size):
             var depth = min(size, K - k)
             for n in range(top, min(top + step, count), NR):
-                var weights = w.unsafe_offset(n * K + k)
-                var next = size if is_small and k + size < K else NR * K - (k if is_small else 0)
-                var next_weights = weights.unsafe_offset(next).unsafe_bitcast[UInt8]()
-                load_tile(tile, weights, min(NR, count - n), depth, K)
-                multiply_tile(
-                    sums.unsafe_offset(n * padded_M), packed, tile, next_weights, size_of[dtype](), M, k, depth, K
-                )
+                var weights = w.unsafe_offset(n * row_bytes + P.weight_bytes(k))
+                var next = NR * row_bytes
+                if is_small:
+                    next = P.weight_bytes(size) if k + size < K else next - P.weight_bytes(k)
+                P.load_tile(tile, weights, min(NR, count - n), depth, row_bytes)
+                P.multiply_tile(sums.unsafe_offset(n * padded_M), packed, tile, weights.unsafe_offset(next), M, k, K)
     transpose_sums(y, sums, M, count, padded_M, N)
-
-
-@always_inline
-def multiply_tile(
-    sums: Pointer[mut=True, Float32, _],
-    packed: Pointer[Float32, _],
-    tile: Pointer[Float32, _],
-    next_weights: Pointer[UInt8, _],
-    weight_bytes: Int,
-    M: Int,
-    k: Int,
-    depth: Int,
-    K: Int,
-):
-    """Sums [NR, M] = tile @ the piece at k of M packed rows, added to what the pieces before it gave."""
-    var vectors = num_vectors(M)
-    var whole = vectors * WIDTH
-    multiply_panels(
-        sums,
-        packed.unsafe_offset(k * whole),
-        tile,
-        next_weights,
-        K * weight_bytes,
-        WIDTH * weight_bytes,
-        vectors,
-        depth,
-        align_up(M, WIDTH),
-        k > 0,
-    )
-    multiply_rest(
-        sums.unsafe_offset(whole),
-        packed.unsafe_offset(whole * K + k),
-        tile,
-        max(0, M - whole),
-        depth,
-        rest_stride(K),
-        align_up(M, WIDTH),
-        k > 0,
-    )
 
 
 def transpose_sums(

@@ -7,8 +7,10 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.sys.info import num_physical_cores
 
+from .dense import Dense
 from .gemm import gemm
-from .gemv import GEMV_ROWS, gemv
+from .product import Product
+from .vectors import uninitialized
 
 
 @extensibility.register("graph_pipelines.matmul")
@@ -23,28 +25,37 @@ struct MatmulTransposed:
         ctx: DeviceContext,
     ) raises:
         """Y [M, N] = x [M, K] @ w [N, K].T; float32 or bfloat16 weights, float32 for all else."""
-        multiply(y.unsafe_ptr(), x.unsafe_ptr(), w.unsafe_ptr(), x.dim_size(0), w.dim_size(0), x.dim_size(1))
+        var weights = w.unsafe_ptr().unsafe_bitcast[UInt8]()
+        multiply[Dense[dtype]](y.unsafe_ptr(), x.unsafe_ptr(), weights, x.dim_size(0), w.dim_size(0), x.dim_size(1))
 
 
 def multiply[
-    dtype: DType
-](
-    y: Pointer[mut=True, Float32, _],
-    x: Pointer[Float32, _],
-    w: Pointer[Scalar[dtype], _],
-    M: Int,
-    N: Int,
-    K: Int,
-):
-    """For a few rows, each core computes a contiguous part of the outputs."""
-    if M > GEMV_ROWS:
-        gemm(y, x, w, M, N, K)
+    P: Product
+](y: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
+    """Y [M, N] = x [M, K] @ w [N, K].T."""
+    if M > P.GEMV_ROWS:
+        gemm[P](y, x, w, M, N, K)
         return
+    comptime if P.PREPARES:
+        var memory = uninitialized(M * P.prepared_size(K))
+        var rows = memory.unsafe_ptr().unsafe_bitcast[Float32]()
+        for m in range(M):
+            P.prepare_row(rows.unsafe_offset(m * P.prepared_size(K)), x.unsafe_offset(m * K), K)
+        multiply_few[P](y, rows, w, M, N, K)
+    else:
+        multiply_few[P](y, x, w, M, N, K)
+
+
+def multiply_few[
+    P: Product
+](y: Pointer[mut=True, Float32, _], rows: Pointer[Float32, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
+    """The same for a few rows; each core computes a contiguous part of the outputs."""
     var num_tasks = num_physical_cores()
     var share = ceildiv(N, num_tasks)
 
     def task(t: Int) {imm}:
         var first = t * share
-        gemv(y.unsafe_offset(first), x, w.unsafe_offset(first * K), M, max(0, min(share, N - first)), N, K)
+        var count = max(0, min(share, N - first))
+        P.gemv(y.unsafe_offset(first), rows, w.unsafe_offset(first * P.weight_bytes(K)), M, count, N, K)
 
     parallelize(task, num_tasks)

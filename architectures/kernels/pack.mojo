@@ -23,15 +23,15 @@ def num_vectors(M: Int) -> Int:
 
 
 @always_inline
-def piece_size(K: Int) -> Int:
-    """Values along K of each piece but the last: pieces are about equal, and whole vectors."""
-    return align_up(ceildiv(K, ceildiv(K, KC)), WIDTH)
+def piece_size[step: Int, most: Int = KC](K: Int) -> Int:
+    """Values along K of each piece but the last: pieces are about equal, and whole steps."""
+    return align_up(ceildiv(K, ceildiv(K, most)), step)
 
 
 @always_inline
-def panel_start(panel: Int, vectors: Int) -> Int:
+def panel_start[most: Int = NV](panel: Int, vectors: Int) -> Int:
     """First of a block's vectors of rows in this panel: panels are about equal, so that none is slow."""
-    return vectors * panel // ceildiv(vectors, NV)
+    return vectors * panel // ceildiv(vectors, most)
 
 
 @always_inline
@@ -48,19 +48,26 @@ def packed_size(M: Int, K: Int) -> Int:
 
 
 @always_inline
-def pack_rows(packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
-    """Packs rows vector * WIDTH to (vector + 1) * WIDTH of the M rows of a block, as far as there are."""
+def pack_rows[
+    step: Int
+](packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
+    """Packs rows vector * WIDTH to (vector + 1) * WIDTH of the M rows of a block, as far as there are.
+
+    Pieces of K are multiples of `step`.
+    """
     var vectors = num_vectors(M)
     var first = vector * WIDTH
     var rows = min(WIDTH, M - first)
     if vector < vectors:
-        transpose_rows(packed, x.unsafe_offset(first * K), rows, K, vector, vectors)
+        transpose_rows[step](packed, x.unsafe_offset(first * K), rows, K, vector, vectors)
         return
     for m in range(rows):
         widen(packed.unsafe_offset(first * K + m * rest_stride(K)), x.unsafe_offset((first + m) * K), K)
 
 
-def transpose_rows(
+def transpose_rows[
+    step: Int
+](
     packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], rows: Int, K: Int, vector: Int, vectors: Int
 ):
     """Packs up to WIDTH rows of x as a vector of rows of a block that has `vectors`."""
@@ -69,7 +76,7 @@ def transpose_rows(
         panel += 1
     var first = panel_start(panel, vectors)
     var stride = (panel_start(panel + 1, vectors) - first) * WIDTH
-    var size = piece_size(K)
+    var size = piece_size[step](K)
     for k in range(0, K, size):
         var depth = min(size, K - k)
         var target = packed.unsafe_offset((k * vectors + first * depth + vector - first) * WIDTH)

@@ -4,10 +4,10 @@ A tile is a piece of NR rows of the weight in float32, TILE_STRIDE apart: anothe
 `load_tile`.
 """
 
-from std.math import ceildiv
+from std.math import align_up, ceildiv
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
-from .pack import KC, NV, panel_start
+from .pack import KC, NV, num_vectors, panel_start, rest_stride
 from .vectors import WIDTH, Vector, load, store, widen
 
 comptime NR = 6
@@ -29,6 +29,37 @@ def load_tile[
     else:
         for r in range(rows):
             widen(tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
+
+
+@always_inline
+def multiply_tile(
+    sums: Pointer[mut=True, Float32, _],
+    packed: Pointer[Float32, _],
+    tile: Pointer[Float32, _],
+    next_tile: Pointer[UInt8, _],
+    next_stride: Int,
+    next_step: Int,
+    M: Int,
+    k: Int,
+    depth: Int,
+    K: Int,
+):
+    """Sums [NR, M] = tile @ the piece at k of M packed rows, added to what the pieces before it gave."""
+    var vectors = num_vectors(M)
+    var whole = vectors * WIDTH
+    var piece = packed.unsafe_offset(k * whole)
+    var padded_M = align_up(M, WIDTH)
+    multiply_panels(sums, piece, tile, next_tile, next_stride, next_step, vectors, depth, padded_M, k > 0)
+    multiply_rest(
+        sums.unsafe_offset(whole),
+        packed.unsafe_offset(whole * K + k),
+        tile,
+        max(0, M - whole),
+        depth,
+        rest_stride(K),
+        padded_M,
+        k > 0,
+    )
 
 
 @always_inline

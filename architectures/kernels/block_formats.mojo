@@ -1,0 +1,259 @@
+"""The blocks of quantized weights, as GGUF files store them, unpacked into vectors of unsigned bytes.
+
+A weight is `scale * (value - OFFSET) - minimum`, where GROUP weights share a scale and 32 share a minimum. A vector
+holds weights in the order that unpacks fastest: chunks of 16 that are neighbours in a row, `chunk` says which.
+"""
+
+from std.memory import bitcast
+
+comptime Bytes = SIMD[DType.uint8, 64]
+comptime Floats = SIMD[DType.float32, 16]
+comptime CHUNK = 16
+"""Weights that stay neighbours."""
+
+
+struct Unit(Movable):
+    """The weights that are unpacked at a time: up to 256 in vectors, their scales and their minima, as far as used."""
+
+    var values: Array[Bytes, 4]
+    var scales: Floats
+    var minima: Floats
+
+    @always_inline
+    def __init__(out self):
+        self.values = Array[Bytes, 4](fill=Bytes(0))
+        self.scales = Floats(0)
+        self.minima = Floats(0)
+
+
+trait BlockFormat:
+    """A block has BLOCK weights in BLOCK_BYTES, a unit UNIT weights: whole blocks, which fill whole vectors.
+
+    LIMIT: the greatest value. SPAN: vectors of a unit whose lanes of four bytes have the same groups in the same order.
+    """
+
+    comptime BLOCK: Int
+    comptime BLOCK_BYTES: Int
+    comptime UNIT: Int
+    comptime GROUP: Int
+    comptime OFFSET: Int
+    comptime LIMIT: Int
+    comptime SPAN: Int
+    comptime HAS_MINIMA: Bool
+
+    @staticmethod
+    def chunk(place: Int) -> Int:
+        """Number, within the unit, of the chunk at this place of its vectors."""
+        ...
+
+    @staticmethod
+    def unpack(blocks: Pointer[UInt8, _]) -> Unit:
+        ...
+
+
+@always_inline
+def unit_bytes[F: BlockFormat]() -> Int:
+    return F.UNIT // F.BLOCK * F.BLOCK_BYTES
+
+
+@always_inline
+def row_bytes[F: BlockFormat](K: Int) -> Int:
+    return K // F.BLOCK * F.BLOCK_BYTES
+
+
+@always_inline
+def spread[F: BlockFormat, span: Int, size: Int](scales: Floats) -> Floats:
+    """The scale of each lane of four bytes of the span's vectors, from those of groups of this size."""
+    var lanes = Floats(0)
+    comptime for lane in range(16):
+        comptime group = F.chunk(span * F.SPAN * 4 + lane // 4) * CHUNK // size
+        lanes[lane] = scales[group]
+    return lanes
+
+
+@always_inline
+def floats(source: Pointer[UInt8, _], offset: Int) -> Floats:
+    return source.unsafe_offset(offset).unsafe_bitcast[Float32]().unsafe_load[width=16]()
+
+
+@always_inline
+def scales_of[BLOCK_BYTES: Int, count: Int](blocks: Pointer[UInt8, _]) -> Floats:
+    """The float16 numbers at the beginning of `count` blocks."""
+    var bits = SIMD[DType.uint16, count](0)
+    comptime for block in range(count):
+        bits[block] = blocks.unsafe_offset(block * BLOCK_BYTES).unsafe_bitcast[UInt16]().unsafe_load()
+    return widened(bitcast[DType.float16, count](bits).cast[DType.float32]())
+
+
+@always_inline
+def widened[count: Int](values: SIMD[DType.float32, count]) -> Floats:
+    var result = Floats(0)
+    comptime for i in range(count):
+        result[i] = values[i]
+    return result
+
+
+@always_inline
+def nibbles_of[BLOCK_BYTES: Int](first: Pointer[UInt8, _]) -> Bytes:
+    """The 16 bytes at this place of each of four blocks."""
+    var parts = Array[SIMD[DType.uint8, 16], 4](fill=SIMD[DType.uint8, 16](0))
+    comptime for block in range(4):
+        parts[block] = first.unsafe_offset(block * BLOCK_BYTES).unsafe_load[width=16]()
+    return parts[0].join(parts[1]).join(parts[2].join(parts[3]))
+
+
+@always_inline
+def fifth_bits[BLOCK_BYTES: Int, half: Int](first: Pointer[UInt8, _]) -> Bytes:
+    """16 where a bit is set, of half of the 32 bits at this place of each of four blocks."""
+    var words = SIMD[DType.uint32, 4](0)
+    comptime for block in range(4):
+        words[block] = first.unsafe_offset(block * BLOCK_BYTES).unsafe_bitcast[UInt32]().unsafe_load()
+    var source = bitcast[DType.uint8, 16](words)
+    var bytes = Bytes(0)
+    var bits = Bytes(0)
+    comptime for i in range(64):
+        comptime byte = i // 16 * 4 + half * 2 + i % 16 // 8
+        bytes[i] = source[byte]
+        bits[i] = UInt8(1 << (i % 8))
+    return (bytes & bits).ne(0).select(Bytes(16), Bytes(0))
+
+
+struct Q8_0(BlockFormat):
+    """A scale and 32 signed bytes."""
+
+    comptime BLOCK = 32
+    comptime BLOCK_BYTES = 34
+    comptime UNIT = 64
+    comptime GROUP = 32
+    comptime OFFSET = 128
+    comptime LIMIT = 255
+    comptime SPAN = 1
+    comptime HAS_MINIMA = False
+
+    @staticmethod
+    @always_inline
+    def chunk(place: Int) -> Int:
+        return place
+
+    @staticmethod
+    @always_inline
+    def unpack(blocks: Pointer[UInt8, _]) -> Unit:
+        var unit = Unit()
+        var first = blocks.unsafe_offset(2).unsafe_load[width=32]()
+        unit.values[0] = first.join(blocks.unsafe_offset(36).unsafe_load[width=32]()) ^ 128
+        unit.scales = scales_of[34, 2](blocks)
+        return unit^
+
+
+struct Q4_0(BlockFormat):
+    """A scale and 16 bytes, each of a weight and the one 16 places on."""
+
+    comptime BLOCK = 32
+    comptime BLOCK_BYTES = 18
+    comptime UNIT = 128
+    comptime GROUP = 32
+    comptime OFFSET = 8
+    comptime LIMIT = 15
+    comptime SPAN = 2
+    comptime HAS_MINIMA = False
+
+    @staticmethod
+    @always_inline
+    def chunk(place: Int) -> Int:
+        return place % 4 * 2 + place // 4
+
+    @staticmethod
+    @always_inline
+    def unpack(blocks: Pointer[UInt8, _]) -> Unit:
+        var unit = Unit()
+        var nibbles = nibbles_of[18](blocks.unsafe_offset(2))
+        unit.values[0] = nibbles & 15
+        unit.values[1] = nibbles >> 4
+        unit.scales = scales_of[18, 4](blocks)
+        return unit^
+
+
+struct Q4_1(BlockFormat):
+    """As Q4_0, with a minimum after the scale."""
+
+    comptime BLOCK = 32
+    comptime BLOCK_BYTES = 20
+    comptime UNIT = 128
+    comptime GROUP = 32
+    comptime OFFSET = 0
+    comptime LIMIT = 15
+    comptime SPAN = 2
+    comptime HAS_MINIMA = True
+
+    @staticmethod
+    @always_inline
+    def chunk(place: Int) -> Int:
+        return place % 4 * 2 + place // 4
+
+    @staticmethod
+    @always_inline
+    def unpack(blocks: Pointer[UInt8, _]) -> Unit:
+        var unit = Unit()
+        var nibbles = nibbles_of[20](blocks.unsafe_offset(4))
+        unit.values[0] = nibbles & 15
+        unit.values[1] = nibbles >> 4
+        unit.scales = scales_of[20, 4](blocks)
+        unit.minima = -scales_of[20, 4](blocks.unsafe_offset(2))
+        return unit^
+
+
+struct Q5_0(BlockFormat):
+    """As Q4_0, with the fifth bits of the weights after the scale."""
+
+    comptime BLOCK = 32
+    comptime BLOCK_BYTES = 22
+    comptime UNIT = 128
+    comptime GROUP = 32
+    comptime OFFSET = 16
+    comptime LIMIT = 31
+    comptime SPAN = 2
+    comptime HAS_MINIMA = False
+
+    @staticmethod
+    @always_inline
+    def chunk(place: Int) -> Int:
+        return place % 4 * 2 + place // 4
+
+    @staticmethod
+    @always_inline
+    def unpack(blocks: Pointer[UInt8, _]) -> Unit:
+        var unit = Unit()
+        var nibbles = nibbles_of[22](blocks.unsafe_offset(6))
+        unit.values[0] = (nibbles & 15) | fifth_bits[22, 0](blocks.unsafe_offset(2))
+        unit.values[1] = (nibbles >> 4) | fifth_bits[22, 1](blocks.unsafe_offset(2))
+        unit.scales = scales_of[22, 4](blocks)
+        return unit^
+
+
+struct Q5_1(BlockFormat):
+    """As Q5_0, with a minimum after the scale."""
+
+    comptime BLOCK = 32
+    comptime BLOCK_BYTES = 24
+    comptime UNIT = 128
+    comptime GROUP = 32
+    comptime OFFSET = 0
+    comptime LIMIT = 31
+    comptime SPAN = 2
+    comptime HAS_MINIMA = True
+
+    @staticmethod
+    @always_inline
+    def chunk(place: Int) -> Int:
+        return place % 4 * 2 + place // 4
+
+    @staticmethod
+    @always_inline
+    def unpack(blocks: Pointer[UInt8, _]) -> Unit:
+        var unit = Unit()
+        var nibbles = nibbles_of[24](blocks.unsafe_offset(8))
+        unit.values[0] = (nibbles & 15) | fifth_bits[24, 0](blocks.unsafe_offset(4))
+        unit.values[1] = (nibbles >> 4) | fifth_bits[24, 1](blocks.unsafe_offset(4))
+        unit.scales = scales_of[24, 4](blocks)
+        unit.minima = -scales_of[24, 4](blocks.unsafe_offset(2))
+        return unit^

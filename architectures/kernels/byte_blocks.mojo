@@ -1,0 +1,88 @@
+"""Products of activations, quantized to bytes, with blocks of quantized weights."""
+
+from std.math import ceildiv
+
+from .block_formats import BlockFormat, row_bytes
+from .block_gemv import block_gemv, prepared_bytes
+from .byte_pack import KC, num_words, pack_byte_rows
+from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
+from .pack import piece_size
+from .product import Product
+from .quantize_rows import GROUP, QuantizedRows
+from .vectors import WIDTH
+
+
+struct ByteBlocks[F: BlockFormat](Product):
+    """Each row of x is quantized in groups of 32; sums of groups are exact, then scaled in float32."""
+
+    comptime GEMV_ROWS = 8
+    comptime PREPARES = True
+    comptime TILE_SIZE = BYTE_TILE_SIZE
+
+    @staticmethod
+    @always_inline
+    def weight_bytes(K: Int) -> Int:
+        return row_bytes[Self.F](K)
+
+    @staticmethod
+    @always_inline
+    def prepared_size(K: Int) -> Int:
+        return prepared_bytes[QuantizedRows[Self.F]](K) // 4
+
+    @staticmethod
+    @always_inline
+    def prepare_row(row: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], K: Int):
+        QuantizedRows[Self.F].quantize_row(row.unsafe_bitcast[UInt8](), x, K)
+
+    @staticmethod
+    @always_inline
+    def gemv(
+        y: Pointer[mut=True, Float32, _],
+        x: Pointer[Float32, _],
+        w: Pointer[UInt8, _],
+        M: Int,
+        count: Int,
+        N: Int,
+        K: Int,
+    ):
+        block_gemv[QuantizedRows[Self.F]](y, x.unsafe_bitcast[UInt8](), w, M, count, N, K)
+
+    @staticmethod
+    @always_inline
+    def row_size(K: Int) -> Int:
+        return K // GROUP * num_words[Self.F]()
+
+    @staticmethod
+    @always_inline
+    def packed_size(M: Int, K: Int) -> Int:
+        return ceildiv(M, WIDTH) * WIDTH * Self.row_size(K)
+
+    @staticmethod
+    @always_inline
+    def pack_rows(packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
+        pack_byte_rows[Self.F](packed, x, vector, M, K)
+
+    @staticmethod
+    @always_inline
+    def piece_size(K: Int) -> Int:
+        return piece_size[Self.F.UNIT, KC](K)
+
+    @staticmethod
+    @always_inline
+    def load_tile(
+        tile: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
+    ):
+        load_byte_tile[Self.F](tile, w, rows, depth, row_bytes)
+
+    @staticmethod
+    @always_inline
+    def multiply_tile(
+        sums: Pointer[mut=True, Float32, _],
+        packed: Pointer[Float32, _],
+        tile: Pointer[Float32, _],
+        next_weights: Pointer[UInt8, _],
+        M: Int,
+        k: Int,
+        K: Int,
+    ):
+        multiply_byte_tile[Self.F](sums, packed, tile, next_weights, M, k, K)
