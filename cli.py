@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipelines.commands.streams import OutputError, open_standard_streams
-from pipelines.config import AUTO, GENERATION_CONFIGS, PipelineConfig, parse_memory
+from pipelines.config import AUTO, GENERATION_CONFIGS, KV_CACHE_DTYPES, PipelineConfig, parse_memory
 from pipelines.errors import InputError
 from pipelines.loading.encodings import ENCODINGS
 from pipelines.sampling.params import SamplingParams
@@ -106,6 +106,13 @@ _MODEL_OPTIONS = (
     click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
     click.option("--quantization-encoding", type=click.Choice([AUTO, *ENCODINGS]), default=AUTO, show_default=True),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(KV_CACHE_DTYPES),
+        default=AUTO,
+        show_default=True,
+        help="Type of keys and values: int8 takes a quarter of float32.  [auto: float32 on CPU]",
+    ),
     click.option(
         "--generation-config",
         type=click.Choice(GENERATION_CONFIGS),

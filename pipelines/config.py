@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """Value of settings that the checkpoint decides: the encoding, the sampling defaults."""
 GENERATION_CONFIGS = (AUTO, "none")
+KV_CACHE_DTYPES = (AUTO, "float32", "bfloat16", "int8")
 MAX_STEP_TOKENS = {"cpu": 512, "gpu": 2048}
 UNITS = {"B": 1}
 for power, prefix in enumerate("KMGT", 1):
@@ -39,6 +40,7 @@ class PipelineConfig:
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
+    kv_cache_dtype: str = AUTO  # AUTO: float32 on CPU, the activations' type on GPU, which knows no other
     enable_prefix_caching: bool = False
     chat_template: str | None = field(default=None, repr=False)  # Jinja text in place of the checkpoint's template
     generation_config: str = AUTO  # the source of sampling defaults: the checkpoint's generation_config.json, or "none"
@@ -52,6 +54,9 @@ class PipelineConfig:
         if self.quantization_encoding not in (AUTO, *ENCODINGS):
             choices = ", ".join((AUTO, *ENCODINGS))
             raise InputError(f"quantization_encoding is '{self.quantization_encoding}': choose one of {choices}")
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            choices = ", ".join(KV_CACHE_DTYPES)
+            raise InputError(f"kv_cache_dtype is '{self.kv_cache_dtype}': choose one of {choices}")
         if self.generation_config not in GENERATION_CONFIGS:
             choices = " or ".join(GENERATION_CONFIGS)
             raise InputError(f"generation_config is '{self.generation_config}': choose {choices}")

@@ -67,7 +67,7 @@ EXPORTED = {
 }
 MODEL_OPTIONS = """
     --model --revision --max-length --max-batch-size --max-batch-tokens --devices --quantization-encoding
-    --kv-cache-memory --generation-config --custom-architectures --trust-remote-code
+    --kv-cache-memory --kv-cache-dtype --generation-config --custom-architectures --trust-remote-code
 """
 OPTIONS = {
     "generate": f"""

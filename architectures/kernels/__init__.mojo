@@ -1,4 +1,6 @@
 from .attention import *
 from .experts import *
 from .matmul import *
+from .paged_attention import *
 from .reference import *
+from .rope_store import *

@@ -4,11 +4,11 @@ Lanes lie side by side in vectors, so that the softmax of each needs no sum acro
 multiplied as they are: one of their numbers times a vector of lanes.
 """
 
-from std.math import align_up, ceildiv, exp
+from std.math import align_up, ceildiv
 from std.utils.numerics import neg_inf
 
 from .attention_plan import FEW_LANES, Call, Unit, floats, untracked
-from .attention_results import Results
+from .attention_results import Results, exp_or_zero
 from .pages import HAS_SCALES, scale_of
 from .vectors import HAS_32_REGISTERS, WIDTH, Vector, load, store, transpose, uninitialized, widen, zeros
 
@@ -20,6 +20,8 @@ comptime PANEL = NV * WIDTH
 comptime KEYS = 96
 """Keys of a block, whole tiles."""
 comptime MAX_HEAD_SIZE = 512
+comptime DEPTH = 64
+"""Most products of a score that are summed one after the other: sums of sums err less."""
 comptime STRIDE = MAX_HEAD_SIZE + 16
 """Distance of widened rows: not a power of two, which would put them into the same places of L1."""
 comptime Lanes = SIMD[DType.int32, WIDTH]
@@ -40,6 +42,7 @@ struct BlockScratch:
     var maxima: List[Vector]
     var totals: List[Vector]
     var factors: List[Vector]
+    var ones: List[Vector]
     var first: List[Lanes]
     var end: List[Lanes]
     var offsets: List[Int]
@@ -56,6 +59,7 @@ struct BlockScratch:
         self.maxima = zeros(M)
         self.totals = zeros(M)
         self.factors = zeros(M)
+        self.ones = List[Vector](length=NV, fill=Vector(1))
         self.first = List[Lanes](length=M // WIDTH, fill=Lanes(0))
         self.end = List[Lanes](length=M // WIDTH, fill=Lanes(0))
         self.offsets = List[Int](length=KEYS, fill=0)
@@ -71,10 +75,10 @@ def attend_block[
     for start in range(0, num_keys, KEYS):
         var count = min(KEYS, num_keys - start)
         call.pages.find(untracked(scratch.offsets), unit.row, unit.head, first_key + start, count)
-        multiply_keys(call, scratch, vectors, count)
+        multiply_keys(call, scratch, vectors, first_key + start, count)
         for vector in range(vectors):
-            add_softmax(call, unit, scratch, vector, vectors, first_key + start, count)
-        multiply_values(call, scratch, vectors, count)
+            add_softmax[dtype](scratch, vector, vectors, first_key + start, count)
+        multiply_values(call, scratch, vectors, first_key + start, count)
     store_lanes(call, unit, results, vectors, scratch)
 
 
@@ -84,8 +88,16 @@ def panel_lanes(lane: Int, vectors: Int) -> Int:
     return min(PANEL, vectors * WIDTH - lane)
 
 
+@always_inline
+def panel_keys(scratch: BlockScratch, lane: Int, vectors: Int, first_key: Int, count: Int) -> Int:
+    """Number of keys of a block up to the last that any lane of the panel sees; 0 if they see none."""
+    var last = (lane + panel_lanes(lane, vectors)) // WIDTH - 1
+    var is_past = Int(scratch.first[lane // WIDTH][0]) >= first_key + count
+    return 0 if is_past else max(0, min(count, Int(scratch.end[last][WIDTH - 1]) - first_key))
+
+
 def load_lanes[dtype: DType](call: Call[dtype], unit: Unit, vectors: Int, mut scratch: BlockScratch):
-    """Packs the queries, zeros where there is none; each vector of lanes is a column of its panel."""
+    """Packs the queries times the scale, zeros where there is none; each vector of lanes is a column of its panel."""
     var lanes = unit.num_tokens * call.group()
     var queries = floats(scratch.queries)
     for vector in range(vectors):
@@ -95,7 +107,7 @@ def load_lanes[dtype: DType](call: Call[dtype], unit: Unit, vectors: Int, mut sc
             var square = Array[Vector, WIDTH](fill=Vector(0))
             comptime for i in range(WIDTH):
                 if vector * WIDTH + i < lanes:
-                    square[i] = load(call.q, call.lane_offset(unit, vector * WIDTH + i) + h)
+                    square[i] = load(call.q, call.lane_offset(unit, vector * WIDTH + i) + h) * Vector(call.scale)
             transpose(square)
             comptime for i in range(WIDTH):
                 store(target, (h + i) * panel_lanes(panel, vectors), square[i])
@@ -110,11 +122,14 @@ def load_lanes[dtype: DType](call: Call[dtype], unit: Unit, vectors: Int, mut sc
         store(sums, i, Vector(0))
 
 
-def multiply_keys[dtype: DType](call: Call[dtype], mut scratch: BlockScratch, vectors: Int, count: Int):
-    """Scores of `count` keys, and of what else is in their last tile."""
+def multiply_keys[
+    dtype: DType
+](call: Call[dtype], mut scratch: BlockScratch, vectors: Int, first_key: Int, count: Int):
+    """Scores of the keys that each panel sees, and of what else is in the last tile."""
     var tile = floats(scratch.keys)
     var scores = floats(scratch.scores)
     var queries = floats(scratch.queries)
+    var ones = floats(scratch.ones)
     var H = call.head_size
     for key in range(0, count, NR):
         for n in range(min(NR, count - key)):
@@ -125,12 +140,18 @@ def multiply_keys[dtype: DType](call: Call[dtype], mut scratch: BlockScratch, ve
                 scratch.scales[key + n] = scale_of(row, H)
                 scratch.scales[KEYS + key + n] = scale_of(values, H)
         for lane in range(0, vectors * WIDTH, PANEL):
-            var width = panel_lanes(lane, vectors)
-            var target = scores.unsafe_offset(lane * KEYS + key * width)
-            multiply_tile[STRIDE, 1, False](target, queries.unsafe_offset(lane * H), tile, H, width, floats(scratch.factors))
+            if key < panel_keys(scratch, lane, vectors, first_key, count):
+                var width = panel_lanes(lane, vectors)
+                var target = scores.unsafe_offset(lane * KEYS + key * width)
+                for h in range(0, H, DEPTH):
+                    var x = queries.unsafe_offset(lane * H + h * width)
+                    var depth = min(DEPTH, H - h)
+                    multiply_tile[STRIDE, 1](target, x, tile.unsafe_offset(h), depth, width, ones, h > 0)
 
 
-def multiply_values[dtype: DType](call: Call[dtype], mut scratch: BlockScratch, vectors: Int, count: Int):
+def multiply_values[
+    dtype: DType
+](call: Call[dtype], mut scratch: BlockScratch, vectors: Int, first_key: Int, count: Int):
     """Adds the values of a block, times their weights, to what was summed before, times its factors."""
     var block = floats(scratch.values)
     var scores = floats(scratch.scores)
@@ -142,16 +163,17 @@ def multiply_values[dtype: DType](call: Call[dtype], mut scratch: BlockScratch, 
     for lane in range(0, vectors * WIDTH, PANEL):
         var width = panel_lanes(lane, vectors)
         var weights = scores.unsafe_offset(lane * KEYS)
-        for h in range(0, H, NR):
+        var depth = panel_keys(scratch, lane, vectors, first_key, count)
+        for h in range(0, H if depth > 0 else 0, NR):
             var target = sums.unsafe_offset(lane * align_up(H, NR) + h * width)
-            multiply_tile[1, STRIDE, True](
-                target, weights, block.unsafe_offset(h), count, width, factors.unsafe_offset(lane)
+            multiply_tile[1, STRIDE](
+                target, weights, block.unsafe_offset(h), depth, width, factors.unsafe_offset(lane), True
             )
 
 
 @always_inline
 def multiply_tile[
-    row_stride: Int, step: Int, adds: Bool
+    row_stride: Int, step: Int
 ](
     sums: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
@@ -159,24 +181,26 @@ def multiply_tile[
     depth: Int,
     width: Int,
     factors: Pointer[Float32, _],
+    adds: Bool,
 ):
     """For a panel of `width` lanes."""
     comptime for V in range(1, NV + 1):
         if width == V * WIDTH:
-            micro_kernel[V, row_stride, step, adds](sums, x, tile, depth, factors)
+            micro_kernel[V, row_stride, step](sums, x, tile, depth, factors, adds)
 
 
 @always_inline
 def micro_kernel[
-    V: Int, row_stride: Int, step: Int, adds: Bool
+    V: Int, row_stride: Int, step: Int
 ](
     sums: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
     tile: Pointer[Float32, _],
     depth: Int,
     factors: Pointer[Float32, _],
+    adds: Bool,
 ):
-    """Sums [NR, V vectors] = tile [NR, depth] @ x [depth, V vectors], with `adds` more than factors * sums."""
+    """Sums [NR, V vectors] = tile [NR, depth] @ x [depth, V vectors], or that much more than factors * sums."""
     var totals = Array[Vector, NR * V](fill=Vector(0))
     for k in range(depth):
         var inputs = Array[Vector, V](fill=Vector(0))
@@ -187,53 +211,49 @@ def micro_kernel[
             comptime for v in range(V):
                 totals[n * V + v] = weight.fma(inputs[v], totals[n * V + v])
     comptime for i in range(NR * V):
-        comptime if adds:
+        if adds:
             totals[i] = load(sums, i * WIDTH).fma(load(factors, i % V * WIDTH), totals[i])
         store(sums, i * WIDTH, totals[i])
 
 
 def add_softmax[
     dtype: DType
-](
-    call: Call[dtype],
-    unit: Unit,
-    mut scratch: BlockScratch,
-    vector: Int,
-    vectors: Int,
-    first_key: Int,
-    count: Int,
-):
+](mut scratch: BlockScratch, vector: Int, vectors: Int, first_key: Int, num_keys: Int):
     """Turns scores of a vector of lanes into weights of the values, relative to the largest score so far."""
     var panel = vector // NV * PANEL
     var width = panel_lanes(panel, vectors)
-    var scores = floats(scratch.scores)
-    scores = scores.unsafe_offset(panel * KEYS + vector % NV * WIDTH)
+    var count = panel_keys(scratch, panel, vectors, first_key, num_keys)
+    var scores = floats(scratch.scores).unsafe_offset(panel * KEYS + vector % NV * WIDTH)
     comptime if dtype == HAS_SCALES:
         for key in range(count):
             store(scores, key * width, load(scores, key * width) * Vector(scratch.scales[key]))
-    var first = scratch.first[vector] - Int32(first_key)
-    var end = scratch.end[vector] - Int32(first_key)
-    if first.reduce_max() > 0 or end.reduce_min() < Int32(count):
-        for key in range(count):
-            var seen = first.le(Int32(key)) & end.gt(Int32(key))
-            store(scores, key * width, seen.select(load(scores, key * width), Vector(neg_inf[DType.float32]())))
+    mask_scores(scores, width, scratch.first[vector] - Int32(first_key), scratch.end[vector] - Int32(first_key), count)
     var maxima = scratch.maxima[vector]
     for key in range(count):
         maxima = max(maxima, load(scores, key * width))
-    # Where no key was seen yet, all scores are -inf, and so would be the shift.
+    # Where no key was seen yet, all scores are -inf, and so is the largest.
     var is_empty = maxima.eq(Vector(neg_inf[DType.float32]()))
-    var shift = is_empty.select(Vector(0), -maxima * call.scale)
-    var factors = exp(scratch.maxima[vector].fma(Vector(call.scale), shift))
-    var totals = scratch.totals[vector] * factors
+    var origin = is_empty.select(Vector(0), maxima)
+    var factors = exp_or_zero(scratch.maxima[vector] - origin)
+    var totals = Vector(0)
     for key in range(count):
-        var weights = exp(load(scores, key * width).fma(Vector(call.scale), shift))
+        var weights = exp_or_zero(load(scores, key * width) - origin)
         totals += weights
         comptime if dtype == HAS_SCALES:
             weights *= Vector(scratch.scales[KEYS + key])
         store(scores, key * width, weights)
     scratch.maxima[vector] = maxima
     scratch.factors[vector] = factors
-    scratch.totals[vector] = totals
+    scratch.totals[vector] = scratch.totals[vector].fma(factors, totals)
+
+
+@always_inline
+def mask_scores(scores: Pointer[mut=True, Float32, _], width: Int, first: Lanes, end: Lanes, count: Int):
+    """Leaves of each lane's scores those of keys from `first` to `end`."""
+    if first.reduce_max() > 0 or end.reduce_min() < Int32(count):
+        for key in range(count):
+            var is_seen = first.le(Int32(key)) & end.gt(Int32(key))
+            store(scores, key * width, is_seen.select(load(scores, key * width), Vector(neg_inf[DType.float32]())))
 
 
 def store_lanes[

@@ -1,14 +1,14 @@
 """Attention of a few queries, as in decoding: keys and values are read once, in order, at the memory's speed."""
 
-from std.math import align_down, align_up, exp, iota
+from std.math import align_down, align_up, iota
 from std.sys.info import size_of
 from std.sys.intrinsics import PrefetchOptions, prefetch
 from std.utils.numerics import neg_inf
 
 from .attention_plan import FEW_LANES, Call, Unit, floats, untracked
-from .attention_results import Results
+from .attention_results import Results, exp_or_zero
 from .pages import HAS_SCALES, scale_of
-from .vectors import WIDTH, Vector, copy, load, store, zeros
+from .vectors import WIDTH, Vector, load, store, zeros
 
 comptime KEYS = 32
 """Keys of a block: while their scores are computed, their values are fetched, and then the next block's keys."""
@@ -66,7 +66,7 @@ def attend_few[
             var position = unit.position + lane // call.group()
             var first = call.mask.first(position) - first_key - start
             var end = min(count, call.mask.end(position, unit.length) - first_key - start)
-            add_softmax[dtype](scratch, lane, first, end, call.scale)
+            add_softmax[dtype](scratch, lane, first, end)
         multiply_values(call, scratch, keys, align_up(lanes, MR), count)
     var sums = floats(scratch.sums)
     for lane in range(lanes):
@@ -76,12 +76,13 @@ def attend_few[
 
 
 def load_queries[dtype: DType](call: Call[dtype], unit: Unit, mut scratch: FewScratch):
-    """Copies the queries and forgets the sums; of the lanes that fill up only that they are numbers matters."""
+    """Copies the queries times the scale and forgets the sums; of the lanes that fill up only that they are numbers matters."""
     var H = call.head_size
     var queries = floats(scratch.queries)
     var sums = floats(scratch.sums)
     for lane in range(unit.num_tokens * call.group()):
-        copy(queries.unsafe_offset(lane * H), call.q.unsafe_offset(call.lane_offset(unit, lane)), H)
+        for h in range(0, H, WIDTH):
+            store(queries, lane * H + h, load(call.q, call.lane_offset(unit, lane) + h) * Vector(call.scale))
     for i in range(0, FEW_LANES * H, WIDTH):
         store(sums, i, Vector(0))
     for lane in range(FEW_LANES):
@@ -167,7 +168,7 @@ def add_interleaved(a: Vector, b: Vector) -> Vector:
 
 
 @always_inline
-def add_softmax[dtype: DType](mut scratch: FewScratch, lane: Int, first: Int, end: Int, scale: Float32):
+def add_softmax[dtype: DType](mut scratch: FewScratch, lane: Int, first: Int, end: Int):
     """Turns a lane's scores into weights of the values; keys before `first` and from `end` have none.
 
     They are relative to the largest score so far: what was summed before is to be multiplied by the lane's factor.
@@ -184,13 +185,13 @@ def add_softmax[dtype: DType](mut scratch: FewScratch, lane: Int, first: Int, en
         maxima = max(maxima, values)
         store(scores, i, values)
     var maximum = maxima.reduce_max()
-    # Where no key was seen yet, all scores are -inf, and so would be the shift.
-    var shift = Float32(0) if maximum == neg_inf[DType.float32]() else -maximum * scale
-    scratch.factors[lane] = exp(scratch.maxima[lane].fma(scale, shift))
+    # Where no key was seen yet, all scores are -inf, and so is the largest.
+    var origin = Float32(0) if maximum == neg_inf[DType.float32]() else maximum
+    scratch.factors[lane] = exp_or_zero(Vector(scratch.maxima[lane] - origin))[0]
     scratch.maxima[lane] = maximum
     var totals = Vector(0)
     comptime for i in range(0, KEYS, WIDTH):
-        var weights = exp(load(scores, i).fma(Vector(scale), Vector(shift)))
+        var weights = exp_or_zero(load(scores, i) - Vector(origin))
         totals += weights
         comptime if dtype == HAS_SCALES:
             weights *= load(scales, KEYS + i)

@@ -79,6 +79,12 @@ def final_results[dtype: DType](call: Call[dtype], unit: Unit) -> Results:
     )
 
 
+@always_inline
+def exp_or_zero(x: Vector) -> Vector:
+    """Exp of x <= 0, and 0 where it leaves the normal numbers: the library's `exp` is not 0 even of -inf."""
+    return x.lt(-87).select(Vector(0), exp(x))
+
+
 def merge[dtype: DType](call: Call[dtype], unit: Unit, partials: Partials):
     """Adds up what the splits of a unit gave, relative to the largest score of all."""
     var target = final_results(call, unit)
@@ -92,7 +98,7 @@ def merge[dtype: DType](call: Call[dtype], unit: Unit, partials: Partials):
         var total = Float32(0)
         for split in range(unit.num_splits):
             var i = split * lanes + lane
-            var factor = exp((first.maxima.unsafe_offset(i).unsafe_load() - maximum) * call.scale)
+            var factor = exp_or_zero(Vector(first.maxima.unsafe_offset(i).unsafe_load() - maximum))[0]
             total = first.totals.unsafe_offset(i).unsafe_load().fma(factor, total)
             var source = first.values.unsafe_offset(i * call.head_size)
             for h in range(0, call.head_size, WIDTH):

@@ -1,7 +1,8 @@
 """Attention of ragged rows over the paged cache, on CPU."""
 
 import extensibility
-from extensibility import InputTensor, MutableInputTensor, OutputTensor
+from extensibility import InputTensor, OutputTensor
+from extensibility import _MutableInputTensor as MutableInputTensor
 from max.algorithm import parallelize
 from max.gpu.host import DeviceContext
 from std.atomic import Atomic
