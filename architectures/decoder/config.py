@@ -53,9 +53,9 @@ class DecoderConfig:
     sliding_window: int | None
     rope_parameters: Mapping[str, RopeParameters]
     dtype: DType
-    kv_cache_dtype: DType
     encoding: Encoding
     devices: tuple[DeviceRef, ...]
+    kv_cache_dtype: DType | None = None  # None: dtype
     quant_config: Float8Config | None = None
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
     tie_word_embeddings: bool = False
@@ -266,7 +266,7 @@ class DecoderConfig:
             num_layers=self.cached_layer_types.count(layer_type),
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            dtype=self.kv_cache_dtype,
+            dtype=self.kv_cache_dtype or self.dtype,
             devices=self.devices,
             window=self.sliding_window if layer_type == SLIDING else None,
         )
