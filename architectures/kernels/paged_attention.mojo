@@ -99,7 +99,10 @@ def attend[dtype: DType](call: Call[dtype]):
                 merge(call, unit, partials)
             taken = Int(Atomic[Int64].fetch_add(counter, 1))
 
-    parallelize(work, min(num_parts, 1 if plan.num_values <= SERIAL else num_physical_cores()))
+    if plan.num_values <= SERIAL:  # even one task is handed to another core
+        work(0)
+    else:
+        parallelize(work, min(num_parts, num_physical_cores()))
     _ = next_part
     _ = pending^
     _ = partials^

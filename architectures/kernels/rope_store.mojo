@@ -142,34 +142,49 @@ def rotate_and_store[
     lengths: Pointer[UInt32, MutUntrackedOrigin],
     num_rows: Int,
 ):
-    """Row by row, and within a row the cores share the tokens."""
+    """Each token's heads, on whatever core."""
     var H = rotation.head_size
-    for row in range(num_rows):
+
+    def task(token: Int) {imm}:
+        var memory = uninitialized(H)
+        var head = memory.unsafe_ptr().unsafe_bitcast[Float32]().unsafe_origin_cast[MutUntrackedOrigin]()
+        var row = row_of(token, row_offsets, num_rows)
         var start = Int(row_offsets.unsafe_offset(row).unsafe_load())
-        var count = Int(row_offsets.unsafe_offset(row + 1).unsafe_load()) - start
-        var cached = Int(lengths.unsafe_offset(row).unsafe_load())
+        var position = Int(lengths.unsafe_offset(row).unsafe_load()) + token - start
+        var keys = rotation.x.unsafe_offset(token * rotation.width + rotation.num_heads * H)
+        rotation.rotate_queries(token)
+        for k in range(pages.num_heads):
+            var offset = 0
+            pages.find(Pointer(to=offset), row, k, position, 1)
+            rotation.rotate(head, keys.unsafe_offset(k * H), token)
+            store_head(pages.memory.unsafe_offset(offset), head, H)
+            store_head(pages.values().unsafe_offset(offset), keys.unsafe_offset((pages.num_heads + k) * H), H)
+        _ = memory^
 
-        def task(i: Int) {imm}:
-            var memory = uninitialized(H)
-            var head = memory.unsafe_ptr().unsafe_bitcast[Float32]().unsafe_origin_cast[MutUntrackedOrigin]()
-            var token = start + i
-            rotation.rotate_queries(token)
-            var keys = rotation.x.unsafe_offset(token * rotation.width + rotation.num_heads * H)
-            for k in range(pages.num_heads):
-                var offset = 0
-                pages.find(Pointer(to=offset), row, k, cached + i, 1)
-                rotation.rotate(head, keys.unsafe_offset(k * H), token)
-                store_head(pages.memory.unsafe_offset(offset), head, H)
-                store_head(pages.values().unsafe_offset(offset), keys.unsafe_offset((pages.num_heads + k) * H), H)
-            _ = memory^
+    for_tokens(task, Int(row_offsets.unsafe_offset(num_rows).unsafe_load()), rotation.width)
 
-        for_tokens(task, count, rotation.width)
+
+def row_of(token: Int, row_offsets: Pointer[UInt32, _], num_rows: Int) -> Int:
+    """The last row that begins at the token or before it: rows may be empty."""
+    var low = 0
+    var high = num_rows
+    while high - low > 1:
+        var middle = (low + high) // 2
+        if Int(row_offsets.unsafe_offset(middle).unsafe_load()) <= token:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @always_inline
 def for_tokens[F: def(Int) -> None](task: F, count: Int, width: Int):
     """Calls a task for each token, on all cores where they are many."""
-    var num_tasks = 1 if count * width <= SERIAL else num_physical_cores()
+    if count * width <= SERIAL:
+        for token in range(count):
+            task(token)
+        return
+    var num_tasks = num_physical_cores()
     var share = ceildiv(count, num_tasks)
 
     def tasks(t: Int) {imm}:

@@ -63,16 +63,16 @@ def test_keys_and_values_are_where_attention_reads_them(
     model: Model, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> None:
     """Rotated keys and values as they are, to half a step of the type; nothing else in the pages changes."""
-    rng, cached, new = np.random.default_rng(head_dim), np.array([5, 0, 130]), np.array([1, 70, 200])
+    rng, cached, new = np.random.default_rng(head_dim), np.array([5, 9, 0, 130]), np.array([1, 0, 70, 200])
     offsets, num_tokens = np.cumsum([0, *new]).astype(np.uint32), new.sum()
-    table = rng.permutation(30)[:24].reshape(3, 8).astype(np.uint32)
+    table = rng.permutation(34)[:32].reshape(4, 8).astype(np.uint32)
     positions = np.concatenate([np.arange(count) + start for start, count in zip(cached, new, strict=True)])
     angles = rng.uniform(0, 10, (400, head_dim // 2))
     freqs = np.stack([np.cos(angles), np.sin(angles)], axis=-1).reshape(400, head_dim).astype(np.float32)
     heads = rng.standard_normal((num_tokens, num_heads + 2 * num_kv_heads, head_dim), np.float32)
     heads[3, num_heads:] = 0
     pages = {
-        dtype: np.full([30, 2, NUM_LAYERS, PAGE, num_kv_heads, head_dim + 4 * (dtype == DType.int8)], 77, kind)
+        dtype: np.full([34, 2, NUM_LAYERS, PAGE, num_kv_heads, head_dim + 4 * (dtype == DType.int8)], 77, kind)
         for dtype, kind in TYPES.items()
     }
     buffers = [Buffer.from_numpy(memory).view(dtype, memory.shape) for dtype, memory in pages.items()]
@@ -85,7 +85,7 @@ def test_keys_and_values_are_where_attention_reads_them(
     tolerance = 4 * UNIT * np.abs(heads).max()
     for result in results:
         assert np.abs(result.to_numpy() - exact[:, :num_heads]).max() <= tolerance
-    rows = np.repeat(np.arange(3), new)
+    rows = np.repeat(np.arange(4), new)
     places = table[rows, positions // PAGE], slice(None), LAYER, positions % PAGE
     kept = exact[:, num_heads:].reshape(num_tokens, 2, num_kv_heads, head_dim)
     for dtype, memory in pages.items():
