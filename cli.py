@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipelines.commands.streams import OutputError, open_standard_streams
-from pipelines.config import AUTO, GENERATION_CONFIGS, PipelineConfig, parse_memory
+from pipelines.config import AUTO, GENERATION_CONFIGS, KV_CACHE_DTYPES, PipelineConfig, parse_memory
 from pipelines.errors import InputError
 from pipelines.loading.encodings import ACTIVATION_ENCODINGS, ENCODINGS
 from pipelines.sampling.params import SamplingParams
@@ -132,6 +132,13 @@ _MODEL_OPTIONS = (
         help="Keep weights that are quantized while loading for the next start.",
     ),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(KV_CACHE_DTYPES),
+        default=AUTO,
+        show_default=True,
+        help="Type of keys and values: int8 takes a quarter of float32.  [auto: float32 on CPU]",
+    ),
     click.option(
         "--generation-config",
         type=click.Choice(GENERATION_CONFIGS),

@@ -21,7 +21,7 @@ ALIGNMENT_BYTES = 64
 
 
 def allocate_pages(group: PageGroup, num_pages: int, device: Device) -> Buffer:
-    """Zeroed pages of one device, [num_pages, 2 (K and V), layers, page_size, heads of the device, head_dim]."""
+    """Zeroed pages of one device, [num_pages, 2 (K and V), layers, page_size, heads of the device, row_size]."""
     shape = [num_pages, *group.max_params.shape_per_block]
     if device.is_host:
         return _untouched_zeros(shape, group.dtype)

@@ -9,11 +9,15 @@ from max.dtype import DType
 from max.graph import BufferType, DeviceRef, TensorType
 from max.nn.kv_cache import KVCacheInputsPerDevice, MHAKVCacheParams
 
+SCALE_BYTES = 4
+"""Bytes of a head's scale."""
+
 
 @dataclass(frozen=True)
 class PageGroup:
     """Layers that share page tables.
 
+    dtype: the type of keys and values; int8 with a float32 scale for each token and head, which follows its values.
     window: tokens that a layer's query sees, itself included; None: all before it.
     page_size: tokens of a page, which holds keys and values of all the group's layers.
 
@@ -47,16 +51,21 @@ class PageGroup:
 
     @cached_property
     def max_params(self) -> MHAKVCacheParams:
-        """The same group as MAX's attention kernels take it."""
+        """The same group as MAX's attention kernels take it; they know no scales, which are part of a head there."""
         return MHAKVCacheParams(
             dtype=self.dtype,
-            head_dim=self.head_dim,
+            head_dim=self.row_size,
             num_layers=self.num_layers,
             devices=list(self.devices),
             page_size=self.page_size,
             n_kv_heads=self.num_kv_heads,
             allow_kv_head_replication=True,
         )
+
+    @property
+    def row_size(self) -> int:
+        """Elements of one head of one token: its values, and in int8 the bytes of its scale."""
+        return self.head_dim + (SCALE_BYTES if self.dtype == DType.int8 else 0)
 
     @property
     def page_bytes(self) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """Value of settings that the checkpoint decides: the encoding, the sampling defaults."""
 GENERATION_CONFIGS = (AUTO, "none")
+KV_CACHE_DTYPES = (AUTO, "float32", "bfloat16", "int8")
 MAX_STEP_TOKENS = {"cpu": 512, "gpu": 2048}
 UNITS = {"B": 1}
 for power, prefix in enumerate("KMGT", 1):
@@ -43,6 +44,7 @@ class PipelineConfig:
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
+    kv_cache_dtype: str = AUTO  # AUTO: float32 on CPU, the activations' type on GPU, which knows no other
     enable_prefix_caching: bool = False
     enable_weight_cache: bool = True  # keeps weights that are quantized while loading for the next start
     chat_template: str | None = field(default=None, repr=False)  # Jinja text in place of the checkpoint's template
@@ -61,6 +63,7 @@ class PipelineConfig:
         _check_choice("quantization_encoding", self.quantization_encoding, (AUTO, *ENCODINGS))
         _check_choice("head_encoding", self.head_encoding, (AUTO, *ENCODINGS))
         _check_choice("activation_encoding", self.activation_encoding, (AUTO, *ACTIVATION_ENCODINGS))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _check_choice("generation_config", self.generation_config, GENERATION_CONFIGS)
         if self.chat_template is not None:
             from pipelines.text.chat_template import check_chat_template

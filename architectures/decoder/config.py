@@ -11,7 +11,8 @@ from max.graph import DeviceRef
 from max.graph.weights import WeightData
 
 from architectures.layers.activations import ACTIVATIONS
-from architectures.layers.attention import FULL, MIN_CPU_WINDOW, SLIDING
+from architectures.layers.attention import FULL, SLIDING
+from architectures.layers.paged_attention import HEAD_DIMS
 from architectures.layers.rope import RopeParameters
 from kv_cache import KVCacheParams, PageGroup
 from pipelines.config import AUTO, PipelineConfig
@@ -64,6 +65,7 @@ class DecoderConfig:
     encoding: Encoding
     head_encoding: Encoding
     devices: tuple[DeviceRef, ...]
+    kv_cache_dtype: DType | None = None  # None: dtype
     quant_config: Float8Config | None = None
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
     tie_word_embeddings: bool = False
@@ -115,6 +117,7 @@ class DecoderConfig:
             "sliding_window": text.sliding_window if SLIDING in layer_types else None,
             "rope_parameters": _rope_parameters(text.rope_parameters, layer_types),
             "dtype": requested.activation_dtypes[run.device_kind],
+            "kv_cache_dtype": _kv_cache_dtype(run, requested.activation_dtypes[run.device_kind]),
             "encoding": requested.on(run.device_kind),
             "head_encoding": cls._head_encoding(run).on(run.device_kind),
             "devices": tuple(run.device_refs),
@@ -175,7 +178,7 @@ class DecoderConfig:
         self.quant_config = Float8Config.from_huggingface(quantization_config)
 
     def refuse_unsupported(self) -> None:
-        """Refuses values that the graph would silently ignore or can't compile.
+        """Refuses values that the graph would silently ignore or can't compute.
 
         Raises:
             ValueError: There is such a value; the message names field and value.
@@ -183,9 +186,10 @@ class DecoderConfig:
         if self.hidden_activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_activation {self.hidden_activation!r} is not supported ({known} are)")
-        window = self.sliding_window
-        if window is not None and self.devices[0].is_cpu() and window < MIN_CPU_WINDOW:
-            raise ValueError(f"sliding_window {window} is not supported on CPU ({MIN_CPU_WINDOW} or more is)")
+        head_dims = {self.kv_heads(layer_type)[1] for layer_type in self.layer_types}
+        if self.devices[0].is_cpu() and (unknown := head_dims - set(HEAD_DIMS)):
+            known = f"multiples of {HEAD_DIMS.step} up to {HEAD_DIMS[-1]}"
+            raise ValueError(f"head_dim {min(unknown)} is not supported on CPU ({known} are)")
         if self.num_attention_heads % len(self.devices):
             heads = self.num_attention_heads
             raise ValueError(f"num_attention_heads {heads} can't be split over {len(self.devices)} devices")
@@ -291,7 +295,7 @@ class DecoderConfig:
             num_layers=self.cached_layer_types.count(layer_type),
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            dtype=self.dtype,
+            dtype=self.kv_cache_dtype or self.dtype,
             devices=self.devices,
             window=self.sliding_window if layer_type == SLIDING else None,
         )
@@ -305,6 +309,19 @@ def _with_activations(record: Encoding, run: PipelineConfig) -> Encoding:
     if int8 and not record.has_blocks:
         raise ValueError(f"activation_encoding {run.activation_encoding} needs block encodings; {record.name} is none")
     return record.with_activations(int8)
+
+
+def _kv_cache_dtype(run: PipelineConfig, activation_dtype: DType) -> DType:
+    """The type of the cache.
+
+    Raises:
+        ValueError: The run is on GPU, and the type is not the activations'.
+    """
+    dtype = activation_dtype if run.kv_cache_dtype == AUTO else DType[run.kv_cache_dtype]
+    if run.device_kind == "gpu" and dtype != activation_dtype:
+        choices = f"{AUTO} and {activation_dtype.name} do"
+        raise ValueError(f"kv_cache_dtype (--kv-cache-dtype) {run.kv_cache_dtype} does not run on gpu ({choices})")
+    return dtype
 
 
 def _layer_types(text: Any) -> tuple[str, ...]:

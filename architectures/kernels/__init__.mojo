@@ -2,4 +2,6 @@ from .attention import *
 from .block_matmul import *
 from .experts import *
 from .matmul import *
+from .paged_attention import *
 from .reference import *
+from .rope_store import *

@@ -7,30 +7,17 @@ from dataclasses import dataclass
 
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
-from max.nn.attention import MHAMaskVariant
-from max.nn.kernels import flash_attention_ragged, rope_ragged_with_position_ids, rope_split_store_ragged
 from max.nn.kv_cache import PagedCacheValues
 
 from architectures.layers.linear import column_parallel, row_parallel
 from architectures.layers.norm import RMSNorm
+from architectures.layers.paged_attention import paged_attention, rotate, rotate_and_store
 from architectures.layers.weights import Partial, Replicated, Sharded, WeightTable
 from kv_cache import PageGroup
 from pipelines.loading.weight_spec import WeightSource
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """Layer types; a page group and a RoPE table of the same name belong to each."""
-
-MIN_CPU_WINDOW = 128
-"""Smallest window on CPU: below its unrolled vector width the kernel's sliding mask does not compile."""
-
-
-MASKS = {
-    (False, False): MHAMaskVariant.CAUSAL_MASK,
-    (False, True): MHAMaskVariant.SLIDING_WINDOW_CAUSAL_MASK,
-    (True, False): MHAMaskVariant.NULL_MASK,
-    (True, True): MHAMaskVariant.SLIDING_WINDOW_NONCAUSAL_MASK,
-}
-"""Masks by (is bidirectional, is sliding)."""
 
 
 @dataclass(frozen=True)
@@ -139,35 +126,30 @@ class Attention:
         self, qkv_TNH: TensorValue, device: int, num_heads: int, layer: TensorValue, batch: RaggedBatch
     ) -> TensorValue:
         """Rotates queries and keys, stores keys and values, and returns the queries [T, N, H]."""
-        q = rope_split_store_ragged(
-            self.group.max_params,
-            qkv_TNH.reshape((qkv_TNH.shape[0], -1)),
+        return rotate_and_store(
+            self.group,
+            qkv_TNH,
             batch.row_offsets[device],
             batch.freqs_cis[self.group.name][device],
+            batch.position_ids[device],
             batch.pages[self.group.name][device],
             layer,
             num_heads,
-            interleaved=False,
-            position_ids=batch.position_ids[device],
         )
-        return q.reshape((-1, num_heads, self.group.head_dim))
 
     def _rotate(self, q_TNH: TensorValue, device: int, batch: RaggedBatch) -> TensorValue:
-        freqs_cis, position_ids = batch.freqs_cis[self.group.name][device], batch.position_ids[device]
-        return rope_ragged_with_position_ids(q_TNH, freqs_cis, position_ids, interleaved=False)
+        return rotate(q_TNH, batch.freqs_cis[self.group.name][device], batch.position_ids[device])
 
     def _attend(self, q_TNH: TensorValue, device: int, layer: TensorValue, batch: RaggedBatch) -> TensorValue:
         """Attends to the cached keys and values: [T, N, H] -> [T, N * H]."""
-        window = self.group.window
-        a = flash_attention_ragged(
-            self.group.max_params,
+        a = paged_attention(
+            self.group,
             q_TNH,
             batch.row_offsets[device],
             batch.pages[self.group.name][device],
             layer,
-            MASKS[self.bidirectional, window is not None],
             self.scale,
-            local_window_size=-1 if window is None else window,
+            self.bidirectional,
         )
         return a.reshape((a.shape[0], -1))
 

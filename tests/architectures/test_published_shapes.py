@@ -162,7 +162,8 @@ FLOAT8 = "Qwen__Qwen3-8B-FP8"
         (GEMMA_3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
         (GEMMA_3, {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
         (GEMMA_3, {"hidden_activation": "gelu_new"}, "hidden_activation 'gelu_new'"),
-        (GEMMA_3, {"sliding_window": 64}, "sliding_window 64"),
+        (GEMMA_3, {"head_dim": 200}, "head_dim 200"),
+        (GEMMA_3, {"head_dim": 1024}, "head_dim 1024"),
         (GEMMA_3, {"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
         (GEMMA_4, {"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
         (GEMMA_4, {"num_kv_shared_layers": 34}, "num_kv_shared_layers 34"),
@@ -220,6 +221,38 @@ def test_activations_are_float32_on_cpu_whatever_the_weights_are(
 ) -> None:
     config = configured(FOLDERS[GEMMA_3], devices, encoding, {})
     assert (config.dtype, config.encoding.dtype) == (dtype, matrix_dtype)
+
+
+@pytest.mark.parametrize(
+    ("devices", "kv_cache_dtype", "dtype"),
+    [
+        ("cpu", "auto", DType.float32),
+        ("cpu", "bfloat16", DType.bfloat16),
+        ("cpu", "int8", DType.int8),
+        ("gpu", "auto", DType.bfloat16),
+        ("gpu", "bfloat16", DType.bfloat16),
+    ],
+)
+def test_the_type_of_the_cache(devices: str, kv_cache_dtype: str, dtype: DType) -> None:
+    """All groups have it, and on CPU a graph reads and writes it."""
+    folder = FOLDERS[GEMMA_4]
+    architecture = architecture_of(folder)
+    run = PipelineConfig(model=str(folder), devices=devices, kv_cache_dtype=kv_cache_dtype)
+    config = architecture.config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
+    assert {group.dtype for group in config.get_kv_params().groups} == {dtype}
+    config.finalize(AutoConfig.from_pretrained(folder), state_dict_of(folder), "last_token")
+    architecture.pipeline_model.build_graph(config)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "int8"])
+def test_on_gpu_the_cache_has_the_type_of_the_activations(kv_cache_dtype: str) -> None:
+    run = PipelineConfig(model=str(FOLDERS[GEMMA_3]), devices="gpu", kv_cache_dtype=kv_cache_dtype)
+    with pytest.raises(
+        ValueError, match=rf"--kv-cache-dtype\) {kv_cache_dtype} does not run on gpu \(auto and bfloat16"
+    ):
+        architecture_of(FOLDERS[GEMMA_3]).config.initialize_from_config(
+            run, AutoConfig.from_pretrained(FOLDERS[GEMMA_3])
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kv_caches import NamedCache, page_group
 from max.driver import CPU
+from max.dtype import DType
 from max.graph import DeviceRef
 
 from kv_cache import CachePlan, KVCacheParams, format_bytes, plan_cache
@@ -106,6 +107,12 @@ def test_all_layers_sliding() -> None:
     )
     assert sized.num_pages == {"sliding": 12} and sized.num_tokens == 12 * 128
     assert "1 layer keeps the last 512" in sized.describe(params)
+
+
+def test_a_page_of_int8_has_a_scale_for_each_token_and_head() -> None:
+    floats, ints = (page_group(num_kv_heads=4, head_dim=64, dtype=dtype) for dtype in (DType.float32, DType.int8))
+    assert floats.page_bytes == 2 * 128 * 4 * 64 * 4
+    assert ints.page_bytes == 2 * 128 * 4 * (64 + 4)
 
 
 def test_a_page_counts_all_devices_and_replicated_heads() -> None:

@@ -47,6 +47,17 @@ def test_a_ragged_batch_equals_transformers(
         assert relative_difference(ours, reference.logits(tokens)) <= TOLERANCE, f"{len(tokens)} tokens"
 
 
+@pytest.mark.parametrize(("kv_cache_dtype", "bound"), [("bfloat16", 0.01), ("int8", 0.03)])
+def test_a_smaller_cache_errs_as_documented(
+    kv_cache_dtype: str, bound: float, load: Loader, references: Mapping[str, Reference]
+) -> None:
+    """A few times what docs/performance.md says of text, as the tokens are random."""
+    pipe, reference = load("demo", max_batch_size=1, kv_cache_dtype=kv_cache_dtype), references["demo"]
+    tokens = random_tokens(3 * WINDOWS["demo"], reference.vocab_size)
+    (ours,) = pipe.logits([tokens])
+    assert TOLERANCE < relative_difference(ours, reference.logits(tokens)) <= bound
+
+
 @pytest.mark.parametrize("name", sorted(TINY_MODELS))
 def test_greedy_tokens_of_a_random_model_equal_transformers(
     name: str, load: Loader, references: Mapping[str, Reference]

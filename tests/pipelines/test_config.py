@@ -32,6 +32,7 @@ from pipelines.errors import InputError
         ("max_batch_size", 10**6),
         ("max_batch_tokens", 0),
         ("kv_cache_memory", -1),
+        ("kv_cache_dtype", "int4"),
         ("custom_architectures", "my_package"),
     ],
 )

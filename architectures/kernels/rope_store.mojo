@@ -1,0 +1,213 @@
+"""Rotary position embeddings of queries and keys, and the storing of keys and values in pages, on CPU.
+
+T tokens in B rows, N query heads and K kv heads of H values.
+"""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from extensibility import _MutableInputTensor as MutableInputTensor
+from max.algorithm import parallelize
+from max.gpu.host import DeviceContext
+from std.math import ceildiv
+from std.sys.info import num_physical_cores
+
+from .pages import HAS_SCALES, LayerPages
+from .vectors import Vector, uninitialized
+
+comptime Floats = Pointer[Float32, MutUntrackedOrigin]
+comptime STEP = 8
+"""Values that are rotated at a time: half of the smallest head."""
+comptime Step = SIMD[DType.float32, STEP]
+comptime SERIAL = 1 << 15
+"""Up to so many values are rotated sooner on one core than another core wakes up."""
+comptime MIN_SCALE = Float32(1e-30)
+"""A head whose largest value is 127 times less is stored as zeros: the scale's reciprocal would not be a number."""
+
+
+@extensibility.register("graph_pipelines.rope_split_store")
+struct RopeSplitStore:
+    @staticmethod
+    def execute[
+        dtype: DType, target: StaticString
+    ](
+        q: OutputTensor[dtype=DType.float32, rank=3, ...],
+        qkv: InputTensor[dtype=DType.float32, rank=2, ...],
+        row_offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
+        freqs_cis: InputTensor[dtype=DType.float32, rank=2, ...],
+        position_ids: InputTensor[dtype=DType.uint32, rank=2, ...],
+        pages: MutableInputTensor[dtype=dtype, rank=6, ...],
+        lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
+        cache_lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
+        layer: UInt32,
+        ctx: DeviceContext,
+    ) raises:
+        """Writes the rotated queries of qkv [T, (N + 2 K) * H] to q [T, N, H], keys and values to the pages.
+
+        freqs_cis: [positions, H], cosine and sine of each pair. position_ids: [1, T].
+        """
+        var layer_pages = LayerPages(
+            memory=pages.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            table=lookup_table.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            table_width=lookup_table.dim_size(1),
+            num_layers=pages.dim_size(2),
+            layer=Int(layer),
+            page_size=pages.dim_size(3),
+            num_heads=pages.dim_size(4),
+            row_size=pages.dim_size(5),
+        )
+        rotate_and_store(
+            Rotation(
+                q=q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                x=qkv.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                freqs=freqs_cis.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                positions=position_ids.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                width=qkv.dim_size(1),
+                num_heads=q.dim_size(1),
+                head_size=q.dim_size(2),
+            ),
+            layer_pages,
+            row_offsets.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            cache_lengths.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            cache_lengths.dim_size(0),
+        )
+
+
+@extensibility.register("graph_pipelines.rope")
+struct Rope:
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=3, ...],
+        x: InputTensor[dtype=DType.float32, rank=3, ...],
+        freqs_cis: InputTensor[dtype=DType.float32, rank=2, ...],
+        position_ids: InputTensor[dtype=DType.uint32, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        """Y [T, N, H] = x, rotated."""
+        var rotation = Rotation(
+            q=y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            x=x.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            freqs=freqs_cis.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            positions=position_ids.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            width=x.dim_size(1) * x.dim_size(2),
+            num_heads=x.dim_size(1),
+            head_size=x.dim_size(2),
+        )
+
+        def task(token: Int) {imm}:
+            rotation.rotate_queries(token)
+
+        for_tokens(task, x.dim_size(0), rotation.width)
+
+
+@fieldwise_init
+struct Rotation(ImplicitlyCopyable):
+    """The arguments of a rotation: x [T, width], whose first N heads go to q [T, N, H]."""
+
+    var q: Floats
+    var x: Floats
+    var freqs: Floats
+    var positions: Pointer[UInt32, MutUntrackedOrigin]
+    var width: Int
+    var num_heads: Int
+    var head_size: Int
+
+    def rotate_queries(self, token: Int):
+        var source = self.x.unsafe_offset(token * self.width)
+        var target = self.q.unsafe_offset(token * self.num_heads * self.head_size)
+        for n in range(0, self.num_heads * self.head_size, self.head_size):
+            self.rotate(target.unsafe_offset(n), source.unsafe_offset(n), token)
+
+    @always_inline
+    def rotate(self, target: Floats, source: Floats, token: Int):
+        """One head: value i and value i + H / 2 are a pair."""
+        var position = Int(self.positions.unsafe_offset(token).unsafe_load())
+        var freqs = self.freqs.unsafe_offset(position * self.head_size)
+        var half = self.head_size // 2
+        for i in range(0, half, STEP):
+            var cos, sin = freqs.unsafe_offset(2 * i).unsafe_load[width=2 * STEP]().deinterleave()
+            var a = source.unsafe_offset(i).unsafe_load[width=STEP]()
+            var b = source.unsafe_offset(half + i).unsafe_load[width=STEP]()
+            target.unsafe_offset(i).unsafe_store(a * cos - b * sin)
+            target.unsafe_offset(half + i).unsafe_store(b * cos + a * sin)
+
+
+def rotate_and_store[
+    dtype: DType
+](
+    rotation: Rotation,
+    pages: LayerPages[dtype],
+    row_offsets: Pointer[UInt32, MutUntrackedOrigin],
+    lengths: Pointer[UInt32, MutUntrackedOrigin],
+    num_rows: Int,
+):
+    """Each token's heads, on whatever core."""
+    var H = rotation.head_size
+
+    def task(token: Int) {imm}:
+        var memory = uninitialized(H)
+        var head = memory.unsafe_ptr().unsafe_bitcast[Float32]().unsafe_origin_cast[MutUntrackedOrigin]()
+        var row = row_of(token, row_offsets, num_rows)
+        var start = Int(row_offsets.unsafe_offset(row).unsafe_load())
+        var position = Int(lengths.unsafe_offset(row).unsafe_load()) + token - start
+        var keys = rotation.x.unsafe_offset(token * rotation.width + rotation.num_heads * H)
+        rotation.rotate_queries(token)
+        for k in range(pages.num_heads):
+            var offset = 0
+            pages.find(Pointer(to=offset), row, k, position, 1)
+            rotation.rotate(head, keys.unsafe_offset(k * H), token)
+            store_head(pages.memory.unsafe_offset(offset), head, H)
+            store_head(pages.values().unsafe_offset(offset), keys.unsafe_offset((pages.num_heads + k) * H), H)
+        _ = memory^
+
+    for_tokens(task, Int(row_offsets.unsafe_offset(num_rows).unsafe_load()), rotation.width)
+
+
+def row_of(token: Int, row_offsets: Pointer[UInt32, _], num_rows: Int) -> Int:
+    """The last row that begins at the token or before it: rows may be empty."""
+    var low = 0
+    var high = num_rows
+    while high - low > 1:
+        var middle = (low + high) // 2
+        if Int(row_offsets.unsafe_offset(middle).unsafe_load()) <= token:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@always_inline
+def for_tokens[F: def(Int) -> None](task: F, count: Int, width: Int):
+    """Calls a task for each token, on all cores where they are many."""
+    if count * width <= SERIAL:
+        for token in range(count):
+            task(token)
+        return
+    var num_tasks = num_physical_cores()
+    var share = ceildiv(count, num_tasks)
+
+    def tasks(t: Int) {imm}:
+        for token in range(t * share, min((t + 1) * share, count)):
+            task(token)
+
+    parallelize(tasks, num_tasks)
+
+
+@always_inline
+def store_head[dtype: DType](target: Pointer[mut=True, Scalar[dtype], _], source: Floats, H: Int):
+    """Stores H values as the pages keep them: in int8 as multiples of a 127th of the largest."""
+    comptime if dtype == HAS_SCALES:
+        var largest = Step(0)
+        for h in range(0, H, STEP):
+            largest = max(largest, abs(source.unsafe_offset(h).unsafe_load[width=STEP]()))
+        var scale = largest.reduce_max() / 127
+        var factor = 1 / scale if scale >= MIN_SCALE else Float32(0)
+        for h in range(0, H, STEP):
+            var values = source.unsafe_offset(h).unsafe_load[width=STEP]() * Step(factor)
+            target.unsafe_offset(h).unsafe_store[alignment=1](round(values).cast[dtype]())
+        target.unsafe_offset(H).unsafe_bitcast[Float32]().unsafe_store[alignment=1](scale)
+    else:
+        for h in range(0, H, STEP):
+            var values = source.unsafe_offset(h).unsafe_load[width=STEP]()
+            target.unsafe_offset(h).unsafe_store(values.cast[dtype]())
