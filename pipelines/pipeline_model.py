@@ -140,6 +140,10 @@ class PipelineModel(ABC):
     def compile(self, names: Iterable[str]) -> None:
         """Compiles the graphs of these names that are not compiled yet, so that nothing compiles inside a step."""
 
+    def describe_products(self) -> str:
+        """Names the instructions that products are computed with, where the model knows a choice; else nothing."""
+        return ""
+
     @abstractmethod
     def load_model(self, session: InferenceSession) -> Model:
         """Checks the weights of all graphs and compiles the decoder."""

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,6 +19,7 @@ from loader import Loader
 
 import cli
 from pipelines.loading.checkpoint import DEMO_FOLDER
+from pipelines.loading.encodings import ENCODINGS
 from pipelines.registry import Registry, SupportedArchitecture
 
 PROMPTS = ["def first(items):\n    ", "import os", "class Größe:\n"]
@@ -131,14 +133,27 @@ def test_list_shows_what_runs_where(call: Caller) -> None:
         assert shown <= set(itertools.chain(*cells))
 
 
-def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
-    readme = (Path(cli.__file__).parent / "README.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines() if "For" in line]
-    written = [row for row in rows if len(row) == 5]
+def readme_tables() -> Iterator[list[str]]:
+    """The cells of each row of a table in the README."""
+    for line in (Path(cli.__file__).parent / "README.md").read_text().splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_of_architectures_in_the_readme_is_that_of_the_registry() -> None:
+    written = [row for row in readme_tables() if "For" in row[0]]
     records = Registry.load().architectures.values()
-    assert written == sorted(
-        [r.name, r.sizes, modalities(r), *(", ".join(r.encodings[kind]) for kind in ("cpu", "gpu"))] for r in records
-    )
+    assert written == sorted([r.name, r.sizes, modalities(r)] for r in records)
+
+
+def test_the_table_of_encodings_in_the_readme_is_that_of_the_records() -> None:
+    rows = {row[0]: row[2:] for row in readme_tables() if row[0] in ENCODINGS and len(row) == 4}
+    assert rows.keys() == set(ENCODINGS)
+    for record in Registry.load().architectures.values():
+        family = "Qwen 3" if record.name.startswith("Qwen3") else record.name
+        for column, device_kind in enumerate(("cpu", "gpu")):
+            shown = {name for name, cells in rows.items() if cells[column] in ("yes", family)}
+            assert shown == set(record.encodings[device_kind]), (record.name, device_kind)
 
 
 def test_a_server_answers_until_it_is_told_to_end() -> None:

@@ -17,6 +17,7 @@ from architectures.decoder.config import DecoderConfig
 from architectures.decoder.inputs import DecoderBuffers, DecoderInputs
 from architectures.decoder.rope_tables import RopeTables
 from architectures.layers.attention import FULL
+from architectures.layers.kernels import byte_instructions
 from kv_cache import advance
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
@@ -99,6 +100,9 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         check_weights([spec for traced in self.traced.values() for spec in traced.weights], self.state_dict)
         self.compile([DECODER])
         return self.models[DECODER]
+
+    def describe_products(self) -> str:
+        return f"products of bytes with {byte_instructions()}" if self.config.encoding.has_blocks else ""
 
     def compile(self, names: Iterable[str]) -> None:
         for name in names:

@@ -162,4 +162,5 @@ def _stats(pipe: TextGenerationPipeline, seconds: float) -> str:
         f"{seconds:.2f} s in all",
         f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB",
     ]
-    return "; ".join(parts + [f"{preemptions} preemptions"] * bool(preemptions))
+    parts += [f"{preemptions} preemptions"] * bool(preemptions)
+    return "; ".join(part for part in (*parts, pipe.model.describe_products()) if part)

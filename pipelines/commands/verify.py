@@ -17,7 +17,7 @@ from pipelines.config import PipelineConfig
 from pipelines.errors import InputError
 from pipelines.load import prepare_pipeline
 from pipelines.sampling.params import SamplingParams
-from pipelines.stages import NullStages, Stages
+from pipelines.stages import Stages
 
 if TYPE_CHECKING:
     from pipelines.commands.verify_reference import ReferenceHead, ReferenceRun
@@ -83,31 +83,35 @@ class Comparison:
         )
 
 
-def verify(
-    config: PipelineConfig, texts: Sequence[str] = (), lengths: Sequence[int] = (), stages: Stages | None = None
-) -> list[Comparison]:
+def prepare(config: PipelineConfig, stages: Stages | None = None) -> PreparedPipeline:
+    """Prepares a run whose requests are computed one after the other.
+
+    Raises:
+        InputError: torch is missing, or as `prepare_pipeline`.
+    """
+    _require_torch()
+    return prepare_pipeline(dataclasses.replace(config, max_batch_size=1), stages)
+
+
+def verify(prepared: PreparedPipeline, texts: Sequence[str] = (), lengths: Sequence[int] = ()) -> list[Comparison]:
     """Runs both models, one after the other, on texts and on random tokens.
 
     While our model runs, only the hidden states and the head of transformers' are kept, and never the logits of more
     than a few positions.
 
     Args:
-        config: The run.
+        prepared: The run, as `prepare` returns it.
         texts: Prompts.
         lengths: Lengths of prompts of random tokens; lengths around the window if there are neither texts nor lengths.
-        stages: Receives reports about the stages.
 
     Raises:
-        InputError: torch is missing, a prompt does not fit, or as `load_pipeline`.
+        InputError: A prompt does not fit, or as `load_pipeline`.
     """
-    _require_torch()
     from pipelines.commands.verify_reference import load_reference
 
-    stages = stages or NullStages()
-    prepared = prepare_pipeline(dataclasses.replace(config, max_batch_size=1), stages)
     prompts = _prompts(prepared, texts, lengths)
     max_length = prepared.prompts.max_length
-    with stages.stage("transformers"):
+    with prepared.stages.stage("transformers"):
         reference = load_reference(prepared)
         runs = [reference.run(prompt, min(NUM_GREEDY, max_length - len(prompt))) for prompt in prompts]
         head = reference.into_head()

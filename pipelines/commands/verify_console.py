@@ -6,11 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.commands.progress import console_stages
-from pipelines.commands.verify import MAX_FLOAT32_RATIO, Comparison, Distance, verify
+from pipelines.commands.verify import MAX_FLOAT32_RATIO, Comparison, Distance, prepare, verify
 from pipelines.config import PipelineConfig
+from pipelines.loading.encodings import ACTIVATION_ENCODINGS, encoding
 
 TOLERANCES = {"cpu": 1e-4, "gpu": 5e-2}
 """Tolerances by device kind, as fractions of the largest logit: activations are float32 on CPU, bfloat16 on GPU."""
+INT8_TOLERANCE = 5e-2
+"""Tolerance of a run that quantizes activations to int8, whose steps are those of bfloat16."""
 
 
 def verify_to_console(
@@ -22,14 +25,15 @@ def verify_to_console(
         config: The run.
         prompts: Texts.
         lengths: Lengths of prompts of random tokens.
-        tolerance: Fraction of the largest logit; None: that of the device kind.
+        tolerance: Fraction of the largest logit; None: that of the activations' type.
 
     Returns:
         Whether all prompts are within the tolerance, or as near to float64 as float32 allows.
     """
+    prepared = prepare(config, console_stages(sys.stderr))
     if tolerance is None:
-        tolerance = TOLERANCES[config.device_kind]
-    comparisons = verify(config, prompts, lengths, console_stages(sys.stderr))
+        tolerance = _tolerance(prepared.config)
+    comparisons = verify(prepared, prompts, lengths)
     _print_table(comparisons, tolerance)
     is_equal = all(comparison.is_within(tolerance) or comparison.is_as_float32 for comparison in comparisons)
     print(
@@ -37,6 +41,13 @@ def verify_to_console(
         f"largest, or within {MAX_FLOAT32_RATIO:g} times the distance of transformers' own float32"
     )
     return is_equal
+
+
+def _tolerance(config: PipelineConfig) -> float:
+    """Tolerance of a run, whose encoding is chosen."""
+    has_blocks = encoding(config.quantization_encoding).has_blocks
+    is_int8 = has_blocks and ACTIVATION_ENCODINGS.get(config.activation_encoding, True)
+    return INT8_TOLERANCE if is_int8 else TOLERANCES[config.device_kind]
 
 
 def _print_table(comparisons: Sequence[Comparison], tolerance: float) -> None:

@@ -65,7 +65,8 @@ def qwen3_gguf_twin(folder: Path) -> None:
         if stored_as in FORMATS:
             blocks = quantize(values, DType.float32, FORMATS[stored_as], name)
             values = gguf.quants.dequantize(blocks, FORMATS[stored_as].ggml_type)
-        tensors[name] = torch.from_numpy(values)
+        dtype = torch.bfloat16 if stored_as == "bf16" else torch.float32
+        tensors[name] = torch.from_numpy(values).to(dtype).float()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
