@@ -1,6 +1,6 @@
 """Gemma 3 and Qwen 3 checkpoints as GGUF files, as llama.cpp's own converter writes them (its convert_hf_to_gguf.py).
 
-Norms are stored in float32, Gemma's plus one; matrices in float32, bfloat16 or blocks of 32 values. The tokenizer must
+Norms are stored in float32, Gemma's plus one; matrices in float32, bfloat16 or blocks. The tokenizer must
 be a byte-level BPE, as that of the demo model is; `pad_tokenizer` gives it as many entries as a checkpoint in another
 shape needs.
 """
@@ -14,23 +14,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf.quants import quant_shape_to_byte_shape
 from gguf.tensor_mapping import get_tensor_name_map
+from max.dtype import DType
 
+from pipelines.loading.blocks import FORMATS
+from pipelines.loading.quantize import quantize
 from pipelines.loading.safetensors_file import StoredTensor, read_tensors
 
 FILE_TYPES = {
     "float32": LlamaFileType.ALL_F32,
     "bfloat16": LlamaFileType.MOSTLY_BF16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q6_k": LlamaFileType.MOSTLY_Q6_K,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q4_k": LlamaFileType.MOSTLY_Q4_K_M,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 STORED_AS = {
     "float32": GGMLQuantizationType.F32,
     "bfloat16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
+} | {name: block_format.ggml_type for name, block_format in FORMATS.items()}
 ARCHITECTURES = {"Gemma3ForCausalLM": MODEL_ARCH.GEMMA3, "Qwen3ForCausalLM": MODEL_ARCH.QWEN3}
 HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -90,7 +94,7 @@ def values_of(tensor: StoredTensor, stored_as: GGMLQuantizationType, is_gemma: b
         return bits
     values = (bits.astype(np.uint32) << 16).view(np.float32)
     if is_packed(stored_as):
-        return quantize(values, stored_as)
+        return quantize(values, DType.float32, FORMATS[stored_as.name.lower()], tensor.name)
     return values + 1 if is_gemma and tensor.name.endswith("norm.weight") else values
 
 

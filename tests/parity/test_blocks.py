@@ -53,20 +53,31 @@ def int8_activations(model: torch.nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-@pytest.mark.parametrize("chunk", [7, 1024])
 def test_int8_activations_are_rounded_by_groups_and_summed_exactly(
+    load: Loader, references: Mapping[str, Reference]
+) -> None:
+    """Equal to transformers with rounded activations, but where float32's errors decide between two steps of int8.
+
+    That happens to about one activation in 100,000, and seven tokens have some 50,000.
+    """
+    pipe, reference = load(MODEL, max_batch_tokens=1024), references[MODEL]
+    prompts = [random_tokens(length, reference.vocab_size, seed) for seed in range(10) for length in (1, 7)]
+    num_equal = 0
+    for tokens, ours in zip(prompts, pipe.logits(prompts), strict=True):
+        with int8_activations(reference.model):
+            num_equal += relative_difference(ours, reference.logits(tokens)) <= TOLERANCE
+        assert relative_difference(ours, reference.logits(tokens)) > TOLERANCE  # they are rounded
+    assert num_equal >= 0.7 * len(prompts)
+
+
+@pytest.mark.parametrize("chunk", [7, 128, 1024])
+def test_int8_activations_cost_what_their_steps_cost(
     chunk: int, load: Loader, references: Mapping[str, Reference]
 ) -> None:
-    """Ours are far nearer to transformers with rounded activations than these are to unrounded ones.
-
-    They are not equal: where float32's roundings decide between two steps of int8, one side takes the other.
-    """
+    """In the mean over long prompts, where the step that one activation takes makes no difference."""
     pipe, reference = load(MODEL, max_batch_tokens=chunk), references[MODEL]
-    prompts = [random_tokens(length, reference.vocab_size) for length in LENGTHS]
-    for tokens, ours in zip(prompts, pipe.logits(prompts), strict=True):
-        exact = reference.logits(tokens)
+    for tokens in (random_tokens(length, reference.vocab_size) for length in (128, 384)):
+        (ours,), exact = pipe.logits([tokens]), reference.logits(tokens)
         with int8_activations(reference.model):
             rounded = reference.logits(tokens)
-        distance, scale = np.abs(ours - rounded).mean(), np.abs(rounded - exact).mean()
-        assert distance <= 0.2 * scale, f"{len(tokens)} tokens: {distance / scale:.3f}"
-        assert np.abs(ours - exact).mean() >= 0.5 * scale  # they are rounded at all
+        assert np.abs(ours - exact).mean() == pytest.approx(np.abs(rounded - exact).mean(), rel=0.05)
