@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import InputError
-from pipelines.loading.encodings import ACTIVATION_ENCODINGS, ENCODINGS
+from pipelines.loading.encodings import ACTIVATION_ENCODINGS, ENCODINGS, encoding
 
 if TYPE_CHECKING:
     from max.driver import Device
@@ -81,6 +81,12 @@ class PipelineConfig:
     def leaves_encoding_open(self) -> bool:
         """Whether the checkpoint and the device decide the encoding."""
         return self.quantization_encoding == AUTO
+
+    @property
+    def has_int8_activations(self) -> bool:
+        """Whether products quantize activations, in a run whose encoding is chosen."""
+        has_blocks = encoding(self.quantization_encoding).has_blocks
+        return has_blocks and ACTIVATION_ENCODINGS.get(self.activation_encoding, True)
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:

@@ -227,7 +227,8 @@ def _plan(
         raise InputError(
             f"max_length (--max-length) {config.max_length} is more than the {model_limit} tokens of the model"
         )
-    weights_bytes = _weights_bytes(config, architecture, state_dict)
+    in_memory = [(name, data) for name, data in state_dict.items() if name not in architecture.lookup_tables]
+    weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
     try:
         return plan_cache(
             kv_params,
@@ -242,18 +243,19 @@ def _plan(
         raise InputError(str(error)) from error
 
 
-def _weights_bytes(
-    config: PipelineConfig, architecture: SupportedArchitecture, state_dict: dict[str, WeightData]
-) -> int:
-    """Memory that the weights will take, all devices together."""
+def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, name: str, data: WeightData) -> int:
+    """Memory that a weight takes in a run whose encoding is chosen, all devices together.
+
+    Args:
+        config: The run.
+        architecture: The model's record.
+        name: Its name in the graph.
+        data: The checkpoint's tensor.
+    """
     record = encoding(config.quantization_encoding)
-    head = record.head if config.head_encoding == AUTO else encoding(config.head_encoding)
-    total = 0
-    for name, data in state_dict.items():
-        if name not in architecture.lookup_tables:
-            own = (head if name in architecture.head_weights else record).on(config.device_kind)
-            total += own.num_bytes([int(dim) for dim in data.shape], stored_type(data))
-    return total
+    if name in architecture.head_weights:
+        record = record.head if config.head_encoding == AUTO else encoding(config.head_encoding)
+    return record.on(config.device_kind).num_bytes([int(dim) for dim in data.shape], stored_type(data))
 
 
 def _free_bytes(devices: Sequence[Device]) -> int:

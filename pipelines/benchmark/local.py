@@ -12,7 +12,7 @@ from kv_cache import KVCacheManager
 from pipelines.benchmark.local_report import LocalReport, LocalResult
 from pipelines.benchmark.local_rows import RowRunner, pages_needed
 from pipelines.benchmark.local_settings import LocalSettings, LocalTest
-from pipelines.benchmark.local_work import ModelWork, has_int8_products
+from pipelines.benchmark.local_work import ModelWork
 from pipelines.benchmark.machine import Machine
 from pipelines.config import PipelineConfig
 from pipelines.errors import InputError
@@ -69,7 +69,7 @@ class LocalBenchmark:
             model=self._describe_model(),
             versions={name: version(name) for name in ("graph-pipelines", "max")},
             results=results,
-            has_float32_products=config.device_kind == "cpu" and not has_int8_products(self.prepared),
+            has_float32_products=config.device_kind == "cpu" and not self.prepared.config.has_int8_activations,
         )
 
     def measure(self, model: PipelineModel, cache: KVCacheManager, stages: Stages) -> Iterator[LocalResult]:

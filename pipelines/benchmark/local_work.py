@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 from kv_cache import KVCacheParams
 from pipelines.benchmark.local_settings import LocalTest
-from pipelines.config import AUTO
-from pipelines.loading.blocks import stored_type
-from pipelines.loading.encodings import ACTIVATION_ENCODINGS, encoding
+from pipelines.load import weight_bytes
 
 if TYPE_CHECKING:
     from pipelines.load import PreparedPipeline
@@ -91,18 +89,8 @@ class ModelWork:
         return sum(min(position + 1, window or math.inf) for position in range(test.depth, test.max_row_tokens))  # type: ignore[misc]
 
 
-def has_int8_products(prepared: PreparedPipeline) -> bool:
-    """Whether a run quantizes activations, so that its products are not float32's."""
-    config = prepared.config
-    has_blocks = encoding(config.quantization_encoding).has_blocks
-    return has_blocks and ACTIVATION_ENCODINGS.get(config.activation_encoding, True)
-
-
 def _weights(prepared: PreparedPipeline, name: str) -> Weights:
-    config, data = prepared.config, prepared.state_dict[name]
-    record = encoding(config.quantization_encoding)
-    if name in prepared.architecture.head_weights:
-        record = record.head if config.head_encoding == AUTO else encoding(config.head_encoding)
+    data = prepared.state_dict[name]
     shape = [int(dim) for dim in data.shape]
-    num_bytes = record.on(config.device_kind).num_bytes(shape, stored_type(data))
+    num_bytes = weight_bytes(prepared.config, prepared.architecture, name, data)
     return Weights(num_bytes, math.prod(shape) if len(shape) > 1 else 0)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pipelines.commands.progress import console_stages
 from pipelines.commands.verify import MAX_FLOAT32_RATIO, Comparison, Distance, prepare, verify
 from pipelines.config import PipelineConfig
-from pipelines.loading.encodings import ACTIVATION_ENCODINGS, encoding
 
 TOLERANCES = {"cpu": 1e-4, "gpu": 5e-2}
 """Tolerances by device kind, as fractions of the largest logit: activations are float32 on CPU, bfloat16 on GPU."""
@@ -45,9 +44,7 @@ def verify_to_console(
 
 def _tolerance(config: PipelineConfig) -> float:
     """Tolerance of a run, whose encoding is chosen."""
-    has_blocks = encoding(config.quantization_encoding).has_blocks
-    is_int8 = has_blocks and ACTIVATION_ENCODINGS.get(config.activation_encoding, True)
-    return INT8_TOLERANCE if is_int8 else TOLERANCES[config.device_kind]
+    return INT8_TOLERANCE if config.has_int8_activations else TOLERANCES[config.device_kind]
 
 
 def _print_table(comparisons: Sequence[Comparison], tolerance: float) -> None:

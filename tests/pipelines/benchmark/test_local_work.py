@@ -10,7 +10,7 @@ from kv_caches import page_group
 from kv_cache import KVCacheParams
 from pipelines import PipelineConfig
 from pipelines.benchmark.local_settings import LocalTest
-from pipelines.benchmark.local_work import ModelWork, Weights, has_int8_products
+from pipelines.benchmark.local_work import ModelWork, Weights
 from pipelines.load import prepare_pipeline
 
 PARAMS = KVCacheParams((page_group("sliding", 4, num_layers=3), page_group("full", num_layers=2)))
@@ -48,7 +48,7 @@ def test_the_weights_of_the_demo(encoding: str, value_bytes: int) -> None:
     assert 0 <= work.shared.bytes - layers * value_bytes < 0.01 * layers  # and the norms
     assert work.experts == Weights() and work.expert_share == 1
     assert work.num_heads == text.num_attention_heads
-    assert not has_int8_products(prepared)
+    assert not prepared.config.has_int8_activations
 
 
 def test_an_embedding_that_is_not_the_head_is_not_read() -> None:
