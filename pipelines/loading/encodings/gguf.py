@@ -53,9 +53,12 @@ class Gguf(Encoding):
         stored: Mapping[str, StoredType],
         quant_config: Float8Config | None,
     ) -> MatrixEncoding:
-        """The encoding in which all tensors are stored, or one that joins matrices of several."""
+        """The encoding in which all tensors are stored, or one that joins matrices of several.
+
+        A tensor that is missing counts as float32: `check_weights` names it.
+        """
         encodings = [
-            self._of(stored[source.name]).of_matrix([source], num_shards, stored, quant_config) for source in sources
+            self._of(stored.get(source.name, DType.float32)).of_matrix([source], num_shards, stored, quant_config) for source in sources
         ]
         runs = [(record, sum(1 for _ in run)) for record, run in groupby(encodings)]
         return runs[0][0] if len(runs) == 1 else Joined(tuple(runs))

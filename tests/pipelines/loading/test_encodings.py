@@ -107,6 +107,10 @@ def test_neighbours_of_one_type_are_one_matrix_and_others_are_joined() -> None:
     assert not any(part.int8_activations for part, _ in parts.runs if isinstance(part, BlockEncoding))
 
 
+def test_a_tensor_that_is_missing_is_left_to_the_check_of_the_weights() -> None:
+    assert name_of("gguf", [matrix(8, 512, "absent")]) == "float32"
+
+
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_a_record_knows_its_name(name: str) -> None:
     assert encoding(name).name == name
