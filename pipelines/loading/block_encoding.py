@@ -86,8 +86,7 @@ class BlockEncoding(UniformEncoding):
         self, declare: Declare, name: str, sources: Sequence[WeightSource], quant_config: Float8Config | None
     ) -> list[Matrix]:
         blocks = declare(name, sources, self.block_format)
-        weights_of_a_byte = self.block_format.num_weights / self.block_format.num_bytes
-        return [BlockMatrix(self, (rows,), round(int(rows.shape[1]) * weights_of_a_byte)) for rows in blocks]
+        return [BlockMatrix(self, (rows,), self.block_format.num_columns(int(rows.shape[1]))) for rows in blocks]
 
     def matmul(self, x_TI: TensorValue, matrix: Matrix) -> TensorValue:
         (rows,) = matrix.tensors

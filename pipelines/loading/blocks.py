@@ -32,6 +32,10 @@ class BlockFormat:
         assert self.can_hold(num_columns), (self.name, num_columns)
         return num_columns // self.num_weights * self.num_bytes
 
+    def num_columns(self, row_bytes: int) -> int:
+        """Weights of a row of so many bytes."""
+        return row_bytes // self.num_bytes * self.num_weights
+
     @property
     def ggml_type(self) -> gguf.GGMLQuantizationType:
         """The type's number in GGUF files."""
