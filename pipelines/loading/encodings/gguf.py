@@ -57,8 +57,10 @@ class Gguf(Encoding):
 
         A tensor that is missing counts as float32: `check_weights` names it.
         """
+        records = [self._of(stored.get(source.name, DType.float32)) for source in sources]
         encodings = [
-            self._of(stored.get(source.name, DType.float32)).of_matrix([source], num_shards, stored, quant_config) for source in sources
+            record.of_matrix([source], num_shards, stored, quant_config)
+            for record, source in zip(records, sources, strict=True)
         ]
         runs = [(record, sum(1 for _ in run)) for record, run in groupby(encodings)]
         return runs[0][0] if len(runs) == 1 else Joined(tuple(runs))
