@@ -10,6 +10,7 @@ likeliest token, and the perplexity. llama.cpp runs in a process of its own Pyth
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def llama_cpp(python: str, model: Path, prompts: Prompts) -> Logits:
     """llama.cpp's logits of all positions, [T, V]."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "logits.npy"
-        subprocess.run([python, str(WORKER), str(model), str(path)], input=json.dumps(prompts), text=True, check=True)
+        command = [python, str(WORKER), str(model), str(path)]
+        # MAX sets variables of Python behind its back: the environment is given as Python knows it.
+        subprocess.run(command, input=json.dumps(prompts), text=True, check=True, env=dict(os.environ))
         logits: Logits = np.load(path)
     return logits
 

@@ -18,7 +18,7 @@ def main() -> None:
     prompts = json.load(sys.stdin)
     cache = llama_cpp.GGML_TYPE_F32
     llama = llama_cpp.Llama(
-        model, n_ctx=max(map(len, prompts)), logits_all=True, type_k=cache, type_v=cache, n_threads=2, verbose=False
+        model, n_ctx=2 * max(map(len, prompts)), logits_all=True, type_k=cache, type_v=cache, n_threads=2, verbose=False
     )
     logits = []
     for prompt in prompts:
