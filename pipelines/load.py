@@ -20,7 +20,7 @@ from pipelines.loading.checkpoint import Checkpoint, resolve_config
 from pipelines.loading.encodings import encoding
 from pipelines.loading.gguf.file import open_gguf_state_dict
 from pipelines.loading.memory import available_bytes
-from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key
+from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key, package_hash
 from pipelines.loading.weight_cache.files import weights_folder
 from pipelines.loading.weights import open_state_dict
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
@@ -103,6 +103,7 @@ class PreparedPipeline:
         key = checkpoint_key(
             self.weight_paths,
             model=self.checkpoint.name,
+            architecture=package_hash(self.architecture.config.__module__),
             encoding=config.quantization_encoding,
             head_encoding=config.head_encoding,
             devices=config.devices,

@@ -51,7 +51,7 @@ class LocalTest:
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """What to measure: each length at each depth with each batch size.
+    """The tests to run: each length at each depth with each batch size.
 
     prompt_lengths, generate_lengths: tokens of a row; 0 leaves that kind out. depths: tokens that the rows have before.
     repetitions: of each test, after one that does not count. seed: of the tokens.

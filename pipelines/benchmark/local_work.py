@@ -31,7 +31,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class ModelWork:
-    """What a model's steps compute and read.
+    """The work of a model's steps: the weights, keys and values that they read and multiply.
 
     shared: weights that each token is multiplied by. head: those of each row's last token. experts: of which a token
     is multiplied by the share `expert_share`. num_heads: query heads. kv_params: page groups, whose layers attend.

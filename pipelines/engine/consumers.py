@@ -30,7 +30,7 @@ class StepConsumer(Protocol):
         """Does what can be done while the model computes the step; raises nothing."""
 
     def wanted(self, context: TextContext, row: RowOutputs) -> Wanted:
-        """What is wanted from the row's last logits, which is computed for all rows together; raises nothing."""
+        """Says which results it needs of the row's last logits, computed for all rows together; raises nothing."""
 
     def consume(self, context: TextContext, row: RowOutputs) -> TextChunk | None:
         """Uses the logits of a step and returns the chunk that they complete, if any.

@@ -46,7 +46,7 @@ class StepOutputs:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a row's consumer wants from the logits of its last position.
+    """The results that a row's consumer needs of the logits of its last position.
 
     sampler: chooses a token. num_top: log probabilities, with so many of the likeliest tokens.
     """

@@ -56,7 +56,7 @@ class Checkpoint:
 
     @property
     def config_source(self) -> str:
-        """What the configuration was read from, for messages."""
+        """Name of the configuration's source, for messages."""
         return f"config.json of '{self.name}'" if self._has_config_file else f"the metadata of '{self.name}'"
 
     @property

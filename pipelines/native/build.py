@@ -62,7 +62,7 @@ def run_mojo(command: Sequence[str]) -> str:
 
 
 def _cpu() -> str:
-    """What code for this machine depends on: the instructions of its CPU."""
+    """The instructions of the CPU at hand, for which libraries are compiled."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

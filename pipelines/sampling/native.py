@@ -37,7 +37,10 @@ class Cuts(NamedTuple):
 
 
 class LogSoftmax(NamedTuple):
-    """What makes a row's logits log probabilities. log_total: of the sum of e ** logit. top_ids: likeliest first."""
+    """The log-softmax of a row, by which its logits become log probabilities.
+
+    log_total: the logarithm of the sum of e ** logit. top_ids: likeliest first.
+    """
 
     log_total: float
     top_ids: list[int]

@@ -80,7 +80,7 @@ class Sampler:
 
     @property
     def cuts(self) -> Cuts:
-        """What cuts a row."""
+        """The parameters that cut a row."""
         return self._cuts
 
     def next_uniform(self) -> float:

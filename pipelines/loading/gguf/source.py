@@ -82,7 +82,9 @@ def fetch_from_hub(repo_id: str, commit: str, weight_path: str | None) -> Path |
 
 def several(where: str, names: Sequence[str]) -> InputError:
     """Returns the error for a model with several GGUF files, none of which is chosen."""
-    return InputError(f"{where} has {len(names)} GGUF files: choose one with --weight-path: {_listed(names)}")
+    return InputError(
+        f"{where} has {len(names)} GGUF files: choose one with weight_path (--weight-path): {_listed(names)}"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

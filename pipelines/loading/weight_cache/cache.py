@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ LOADING, NATIVE = Path(__file__).parents[1], Path(__file__).parents[2] / "native
 
 
 def checkpoint_key(paths: Sequence[Path], **settings: str) -> dict[str, str]:
-    """What the weights of a checkpoint follow from: its files, our code, and settings such as model and encoding.
+    """Returns all that a checkpoint's weights follow from: its files, our code, settings such as model and encoding.
 
     A file is known by its place, size, time of change, and its header.
 
@@ -42,9 +43,19 @@ def checkpoint_key(paths: Sequence[Path], **settings: str) -> dict[str, str]:
     return settings | {"files": json.dumps(files), "code": _code_hash(), "version": FORMAT_VERSION}
 
 
+def package_hash(module: str) -> str:
+    """Hash of the sources of the package that a module is in, an architecture's for example: adapters change values."""
+    package = sys.modules[module.partition(".")[0]]
+    source = Path(package.__file__ or sys.modules[module].__file__ or "")  # a namespace package has no file
+    return _hash_of(source.parent.rglob("*.py") if source.name == "__init__.py" else [source])
+
+
 def _code_hash() -> str:
     """Hash of the sources that make weights of a checkpoint's tensors."""
-    sources = [*LOADING.rglob("*.py"), *NATIVE.glob("*.mojo")]
+    return _hash_of([*LOADING.rglob("*.py"), *NATIVE.glob("*.mojo")])
+
+
+def _hash_of(sources: Iterable[Path]) -> str:
     content = b"".join(path.read_bytes() for path in sorted(sources))
     return hashlib.sha256(content).hexdigest()
 

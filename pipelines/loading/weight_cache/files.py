@@ -100,7 +100,7 @@ def remove(file: CacheFile) -> bool:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an entry says of itself. key: what its weights follow from. checksums: by tensor."""
+    """The description inside an entry. key: what its weights follow from. checksums: by tensor."""
 
     key: Mapping[str, str]
     checksums: Mapping[str, str]

@@ -83,7 +83,7 @@ def test_a_folder_of_gguf_files(file: Path, tmp_path: Path) -> None:
     assert resolve_config(str(tmp_path)).download_weights() == [tmp_path / "a.gguf"]
     (tmp_path / "b.gguf").write_bytes(file.read_bytes())
     message = refusal(lambda: resolve_config(str(tmp_path)))
-    assert message == f"{tmp_path} has 2 GGUF files: choose one with --weight-path: a.gguf, b.gguf"
+    assert message == f"{tmp_path} has 2 GGUF files: choose one with weight_path (--weight-path): a.gguf, b.gguf"
     assert resolve_config(str(tmp_path), weight_path="b.gguf").download_weights() == [tmp_path / "b.gguf"]
 
 
@@ -199,7 +199,9 @@ def test_several_files_of_a_repository(tmp_path: Path, monkeypatch: pytest.Monke
     files = {f"{number:02}.gguf": b"" for number in range(22)} | ({"config.json": b'{"a": 1}'} if has_config else {})
     hub = Hub(files, tmp_path, monkeypatch)
     message = refusal(lambda: resolve_config("org/name").download_weights())
-    assert message.startswith("'org/name' has 22 GGUF files: choose one with --weight-path: 00.gguf, 01.gguf, ")
+    assert message.startswith(
+        "'org/name' has 22 GGUF files: choose one with weight_path (--weight-path): 00.gguf, 01.gguf, "
+    )
     assert message.endswith("19.gguf and 2 more")
     assert not any(name.endswith(".gguf") for name in hub.fetched)
 

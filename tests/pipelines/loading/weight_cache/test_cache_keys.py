@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.loading.weight_cache import cache as weight_cache
-from pipelines.loading.weight_cache.cache import checkpoint_key
+from pipelines.loading.weight_cache.cache import checkpoint_key, package_hash
 from pipelines.loading.weight_cache.writer import checksum
 
 pytestmark = pytest.mark.slow  # the first run on a machine compiles the library
@@ -94,3 +95,17 @@ def test_order_and_length_change_the_checksum() -> None:
     sums += [checksum(np.roll(data, size)) for size in (256, 1 << 20)]
     sums += [checksum(np.zeros(size, np.uint8)) for size in (0, 1, 8, 256, 257, 1 << 20, 2 << 20)]
     assert len(set(sums)) == len(sums)
+
+
+def test_the_code_of_an_architecture_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weight adapter changes values: in a package any file of it, else the module."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "someones_package").mkdir()
+    for name in ("someones_package/__init__.py", "someones_package/adapter.py", "someones_module.py"):
+        (tmp_path / name).write_text("")
+    for module, file in (("someones_package.adapter", "someones_package/adapter.py"), ("someones_module",) * 2):
+        importlib.import_module(module)
+        before = package_hash(module)
+        assert package_hash(module) == before
+        (tmp_path / file).with_suffix(".py").write_text("changed = True")
+        assert package_hash(module) != before
