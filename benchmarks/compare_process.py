@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 class Worker:
-    """A system in a process of its own.
+    """A system in a process of its own, which is stopped while it is not asked: waiting threads of some of them spin.
 
     Raises:
         NotAvailable: It can't load the model.
@@ -38,6 +39,7 @@ class Worker:
         except NotAvailable:
             self.close()
             raise
+        self.process.send_signal(signal.SIGSTOP)
 
     def open(self, prompts: list[list[int]]) -> float:
         """Computes prompts; the tokens a second until the last of them has its first token."""
@@ -58,12 +60,16 @@ class Worker:
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except OSError:
             raise NotAvailable(f"it ended with {self.process.wait()}") from None
-        return self._read()
+        try:
+            return self._read()
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
