@@ -33,7 +33,8 @@ class RequestPages:
 class KVCacheManager:
     """Page pools on devices, and a page table for each request and group.
 
-    A step is: `allocate` for each row, `runtime_inputs` for all of them, the model, `commit` for each row.
+    A step is: `allocate` for each row, `runtime_inputs` for all of them, the model, `commit` for each row; where steps
+    overlap, `commit` follows the launch, before the next step is planned.
     num_pages: by group name. enable_prefix_caching: full pages are found again by their content.
 
     Raises:
@@ -159,11 +160,11 @@ class KVCacheManager:
         return True
 
     def commit(self, pages: RequestPages, num_new: int, page_hashes: Sequence[bytes] = ()) -> None:
-        """Counts the tokens that a step has written.
+        """Counts the tokens that a step has written, or that a launched one writes before any later step reads them.
 
         Args:
             pages: The request.
-            num_new: Tokens that were written.
+            num_new: Tokens that are written; 0 to make pages findable whose hashes have become known.
             page_hashes: Hashes of the request's whole pages: with prefix caching, full pages are found by them.
 
         Raises:
@@ -175,8 +176,19 @@ class KVCacheManager:
             num_full = min(pages.num_computed_tokens // self.params.page_size, len(page_hashes))
             for position in range(pages.num_hashed_pages, num_full):
                 for name, table in pages.tables.items():
-                    self._pools[name].set_page_hash(table.page_at(position), page_hashes[position])
+                    if position >= table.num_skipped_pages:  # its tokens were known before it left the window
+                        self._pools[name].set_page_hash(table.page_at(position), page_hashes[position])
             pages.num_hashed_pages = max(pages.num_hashed_pages, num_full)
+
+    def forget_prefixes(self) -> None:
+        """Forgets the content of all pages, because a step failed that may not have written what it was to write.
+
+        Raises:
+            ValueError: Requests hold pages.
+        """
+        if self._open:
+            raise ValueError(f"{len(self._open)} requests hold pages, whose content can't be forgotten")
+        self._pools = {name: PagePool(pool.num_pages) for name, pool in self._pools.items()}
 
     def release(self, pages: RequestPages) -> None:
         """Unregisters a request and frees its pages; their content may still be found by its hash."""

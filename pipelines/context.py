@@ -109,6 +109,7 @@ class TextContext:
     as many as fit. pages: its part of the KV cache while it runs, which counts the computed tokens. page_hashes: hashes
     of its full pages; None: no prefix is reused. num_scheduled_tokens: tokens of it that the planned step computes.
     num_cached_tokens: tokens of its prompt that the cache had when it first ran; None: it has not run yet.
+    pending_row: its row in a launched step that chooses its next token, which the host does not know yet.
     chunks: output that has not been read yet. finish_reason: None until the request ends. error: the exception that
     ended it, if one did. arrival: its place in the order of submission. times: of its stages.
     """
@@ -123,6 +124,7 @@ class TextContext:
     page_hashes: PageHashes | None = None
     num_scheduled_tokens: int = 0
     num_cached_tokens: int | None = None
+    pending_row: int | None = None
     chunks: deque[TextChunk] = field(default_factory=deque)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
@@ -145,9 +147,14 @@ class TextContext:
         return 0 if self.pages is None else self.pages.num_computed_tokens
 
     @property
+    def num_tokens(self) -> int:
+        """Number of tokens of prompt and output, with the one that is pending."""
+        return len(self.tokens) + (self.pending_row is not None)
+
+    @property
     def num_remaining_tokens(self) -> int:
         """Number of tokens not yet computed."""
-        return len(self.tokens) - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
 
     @property
     def num_output_tokens(self) -> int:
@@ -156,8 +163,9 @@ class TextContext:
 
     @property
     def scheduled_tokens(self) -> list[int]:
-        """The tokens of the planned step."""
-        return self.tokens[self.num_computed_tokens : self.num_computed_tokens + self.num_scheduled_tokens]
+        """The tokens of the planned step; 0 in place of the pending one, which is on the device."""
+        end = self.num_computed_tokens + self.num_scheduled_tokens
+        return self.tokens[self.num_computed_tokens : end] + [0] * (end - len(self.tokens))
 
     @property
     def next_image(self) -> ImageSpan | None:
@@ -176,7 +184,7 @@ class TextContext:
         done = self.num_computed_tokens
         if (image := self.next_image) is not None:
             return image.end - done
-        end = next((image.start for image in self.images if image.start > done), len(self.tokens))
+        end = next((image.start for image in self.images if image.start > done), self.num_tokens)
         return min(end - done, self.max_chunk_tokens or end)
 
     def update_page_hashes(self) -> None:

@@ -60,6 +60,13 @@ class ModelOutputs:
     max_logits: Buffer
 
 
+class PendingTokens(Protocol):
+    """The tokens that the last launched step chooses, one for each of its rows; they are on the device alone."""
+
+    def insert_into(self, tokens: Buffer, places: Sequence[int], rows: Sequence[int]) -> Buffer:
+        """Replaces the tokens [T] at `places` by those of `rows` of that step, on the device."""
+
+
 class ArchConfig(Protocol):
     """The configuration of a graph, set in two steps: from config.json and the run, then from the weights."""
 
@@ -154,8 +161,16 @@ class PipelineModel(ABC):
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
+        pending: PendingTokens | None = None,
     ) -> ModelInputs:
-        """Builds the inputs of a step that computes each context's scheduled tokens, prefill and decode alike."""
+        """Builds the inputs of a step that computes each context's scheduled tokens, prefill and decode alike.
+
+        Args:
+            replica_batches: The contexts, by replica.
+            kv_cache_inputs: The cache inputs of the step.
+            return_n_logits: Last positions of each row whose logits are returned.
+            pending: The tokens of the step before, for contexts that have a `pending_row` in it.
+        """
 
     @abstractmethod
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> ModelInputs:

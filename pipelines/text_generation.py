@@ -15,6 +15,7 @@ from pipelines.config import PipelineConfig
 from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.consumers import NextToken
 from pipelines.engine.engine import Engine
+from pipelines.engine.step import TokenSampler
 from pipelines.errors import InputError, naming_prompt
 from pipelines.pipeline_model import PipelineModel
 from pipelines.requests import RequestFactory
@@ -54,7 +55,7 @@ class TextGenerationPipeline:
     """A loaded model with its cache and tokenizer; `load_pipeline` makes one.
 
     One thread at a time steps it; `submit` and `cancel` are safe from any thread. sampling_defaults: for the parameters
-    that a request leaves open.
+    that a request leaves open. sampler: chooses tokens on the device; None: the host chooses them.
 
     Raises:
         InputError: The sampler can't be compiled.
@@ -67,6 +68,7 @@ class TextGenerationPipeline:
         cache: KVCacheManager,
         prompts: PromptEncoder,
         sampling_defaults: SamplingDefaults | None = None,
+        sampler: TokenSampler | None = None,
     ) -> None:
         library()  # compiled now, so that no request waits for it
         self.config, self.model, self.cache, self.prompts = config, model, cache, prompts
@@ -83,6 +85,7 @@ class TextGenerationPipeline:
             max_length=prompts.max_length,
             max_batch_size=config.max_batch_size,
             max_step_tokens=config.max_step_tokens,
+            sampler=sampler,
         )
 
     def generate(

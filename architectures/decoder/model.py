@@ -25,7 +25,14 @@ from pipelines.context import TextContext
 from pipelines.loading.weight_cache.cache import WeightCache
 from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights, materialize
-from pipelines.pipeline_model import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs, PipelineModel, ReturnLogits
+from pipelines.pipeline_model import (
+    AlwaysSignalBuffersMixin,
+    ModelInputs,
+    ModelOutputs,
+    PendingTokens,
+    PipelineModel,
+    ReturnLogits,
+)
 from pipelines.sampling.log_probabilities import LogProbabilitiesMixin
 from pipelines.stages import NullStages, Stages
 
@@ -130,6 +137,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
+        pending: PendingTokens | None = None,
     ) -> DecoderBuffers:
         """Builds the inputs of a step that computes each context's scheduled tokens.
 
@@ -137,6 +145,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             replica_batches: The contexts of exactly one replica.
             kv_cache_inputs: The cache inputs of the step.
             return_n_logits: Last positions of each row whose logits are returned.
+            pending: The tokens of the step before, for contexts that have a `pending_row` in it.
 
         Raises:
             ValueError: There is not exactly one replica, no context, or no cache inputs.
@@ -145,12 +154,24 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             raise ValueError("one replica with at least one context, and its KV cache inputs, are needed")
         contexts = replica_batches[0]
         starts, lengths = ([getattr(c, n) for c in contexts] for n in ("num_computed_tokens", "num_scheduled_tokens"))
+        row_offsets = np.cumsum([0, *lengths])
         return self._inputs(
-            tokens=self._place(np.concatenate([np.asarray(c.scheduled_tokens, np.int64) for c in contexts])),
-            row_offsets=np.cumsum([0, *lengths]),
+            tokens=self._tokens(contexts, row_offsets, pending),
+            row_offsets=row_offsets,
             positions=_positions(starts, lengths),
             kv_cache_inputs=kv_cache_inputs,
             return_n_logits=return_n_logits,
+        )
+
+    def _tokens(
+        self, contexts: Sequence[TextContext], row_offsets: npt.NDArray[Any], pending: PendingTokens | None
+    ) -> Buffer:
+        """The scheduled tokens [T] on the first device; a pending one is the last of its row."""
+        tokens = self._place(np.concatenate([np.asarray(c.scheduled_tokens, np.int64) for c in contexts]))
+        rows = {end - 1: c.pending_row for c, end in zip(contexts, row_offsets[1:].tolist(), strict=True)}
+        waiting = {place: row for place, row in rows.items() if row is not None}
+        return (
+            tokens if pending is None or not waiting else pending.insert_into(tokens, [*waiting], [*waiting.values()])
         )
 
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> DecoderBuffers:

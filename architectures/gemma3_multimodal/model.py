@@ -19,7 +19,7 @@ from architectures.gemma3_multimodal.vision_graph import build_vision_graph
 from pipelines.context import ImageSpan, TextContext
 from pipelines.errors import InputError
 from pipelines.loading.weight_spec import TracedGraph
-from pipelines.pipeline_model import ModelInputs, ModelOutputs
+from pipelines.pipeline_model import ModelInputs, ModelOutputs, PendingTokens
 
 DECODER_FOR_IMAGES = "decoder_for_images"
 VISION = "vision_tower"
@@ -59,9 +59,10 @@ class Gemma3MultimodalModel(Gemma3Model):
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
+        pending: PendingTokens | None = None,
     ) -> DecoderBuffers:
         """Builds the inputs of a step, whose rows are all text or all images (or the ends of images)."""
-        inputs = super().prepare_initial_token_inputs(replica_batches, kv_cache_inputs, return_n_logits)
+        inputs = super().prepare_initial_token_inputs(replica_batches, kv_cache_inputs, return_n_logits, pending)
         images = [(context, image) for context in replica_batches[0] if (image := context.next_image)]
         if not images:
             return inputs

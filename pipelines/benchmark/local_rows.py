@@ -10,6 +10,7 @@ import numpy as np
 from kv_cache import KVCacheManager, KVCacheParams, PageHashes
 from pipelines.benchmark.local_settings import LocalTest
 from pipelines.context import TextContext
+from pipelines.engine.scheduler import StepPlan
 from pipelines.engine.step import LaunchedStep
 from pipelines.errors import InputError
 from pipelines.pipeline_model import PipelineModel
@@ -96,7 +97,7 @@ class RowRunner:
             row.num_scheduled_tokens = count
             if not self._cache.allocate(row.pages, count):
                 raise InputError("the KV cache has too few pages: raise --kv-cache-memory, or lower --batch-size")
-        for _, outputs in LaunchedStep.launch(self._model, self._cache, list(counts)).collect():
+        for outputs in LaunchedStep.launch(self._model, self._cache, StepPlan(list(counts))).collect():
             _ = outputs.greedy_token
         seconds = time.perf_counter() - start
         for row, count in counts.items():

@@ -11,13 +11,17 @@ import numpy.typing as npt
 from pipelines.context import TextChunk, TextContext
 from pipelines.engine.step import RowOutputs, Wanted
 from pipelines.sampling.constraints import Constraint, ConstraintError
-from pipelines.sampling.log_probabilities import TokenLogProbs, prompt_log_probabilities, token_log_probs
+from pipelines.sampling.log_probabilities import TokenLogProbs, prompt_log_probabilities
 from pipelines.sampling.sampler import Sampler
 from pipelines.text.detokenizer import IncrementalDetokenizer, StopChecker
 
 
 class StepConsumer(Protocol):
     """The use that one request makes of the logits of its steps."""
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """The sampler that chooses each next token; None if no token is generated."""
 
     @property
     def reuses_prefix(self) -> bool:
@@ -117,10 +121,9 @@ class NextToken:
         if not row.is_complete:
             return None
         token = self._next_token(row)
-        softmax = row.log_softmax
-        logprobs = None if softmax is None else token_log_probs(row.next_logits_V, token, softmax)
+        logprobs = None if row.log_probs is None else row.log_probs(token)
         chunk = self._accept(context, token, logprobs)
-        return chunk if self.constraint is None or softmax is not None else self._with_forced(context, chunk)
+        return chunk if self.constraint is None or logprobs is not None else self._with_forced(context, chunk)
 
     def _samples(self, context: TextContext, row: RowOutputs) -> bool:
         """Whether the token is sampled; otherwise the graph's own choice is taken, or is an error."""
@@ -169,6 +172,7 @@ class PromptLogits:
     on_slab: is called with the first position and the logits [t, V], which are valid until it returns.
     """
 
+    sampler = None
     reuses_prefix = False
 
     def __init__(self, on_slab: Callable[[int, npt.NDArray[np.float32]], None]) -> None:

@@ -1,19 +1,27 @@
-"""The engine: runs steps of plan, launch, collect and commit until every request has ended."""
+"""The engine: runs steps of plan, launch, choose, collect and commit until every request has ended.
+
+With a sampler on the device the steps overlap: a step is launched before the one before it is collected, and builds on
+tokens that are on the device alone. The order is that of the device's queue: the forward pass of step n + 1, then, once
+the host has collected step n and knows the masks, the sampler of step n + 1.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kv_cache import KVCacheManager
 from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.scheduler import Scheduler, StepPlan
-from pipelines.engine.step import LaunchedStep, RowOutputs, choose_tokens
+from pipelines.engine.step import LaunchedStep, RowOutputs, TokenSampler
 from pipelines.pipeline_model import PipelineModel
+
+_log = logging.getLogger("pipelines.engine")
 
 
 @dataclass
@@ -21,11 +29,13 @@ class EngineStats:
     """Totals of all steps so far; a step with any prefill in it counts as prefill.
 
     steps_by_tokens: number of steps by the tokens that they computed. It may be read in any thread, as one copy.
+    num_failed_steps: steps in flight whose failure had all requests computed again.
     """
 
     steps_by_tokens: Counter[int] = field(default_factory=Counter)
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    num_failed_steps: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -40,7 +50,10 @@ class EngineStats:
         num_tokens, is_prefill = plan.num_tokens, plan.is_prefill
         start = time.perf_counter()
         yield
-        seconds = time.perf_counter() - start
+        self.add(num_tokens, is_prefill, time.perf_counter() - start)
+
+    def add(self, num_tokens: int, is_prefill: bool, seconds: float) -> None:
+        """Adds a step; of two that overlap, the second counts from the end of the first."""
         self.steps_by_tokens[num_tokens] += 1
         if is_prefill:
             self.num_prefill_tokens += num_tokens
@@ -55,7 +68,8 @@ class Engine:
 
     `submit` and `cancel` may be called from any thread and at any time, also from within a step: they take effect
     between steps. max_length: tokens of prompt and output that a request may have. on_chunk: called when a request has
-    a new chunk, the last one included, in the thread that steps or cancels.
+    a new chunk, the last one included, in the thread that steps or cancels. sampler: chooses tokens on the device,
+    where steps overlap; None: the host chooses, and each step is collected at once.
     """
 
     def __init__(
@@ -66,9 +80,14 @@ class Engine:
         max_length: int,
         max_batch_size: int,
         max_step_tokens: int,
+        sampler: TokenSampler | None = None,
     ) -> None:
-        self.model, self.cache, self.max_length = model, cache, max_length
-        self.scheduler = Scheduler(cache, max_batch_size, max_step_tokens)
+        self.model, self.cache = model, cache
+        self.scheduler = Scheduler(cache, max_batch_size, max_step_tokens, max_length)
+        self._sampler = sampler
+        self._in_flight: LaunchedStep | None = None
+        self._collected_at = 0.0
+        self._suspects: dict[TextContext, int] = {}  # requests of a step that failed, with their tokens then
         self.stats = EngineStats()
         self.on_chunk: Callable[[TextContext], None] = lambda context: None
         self._submitted: deque[TextContext] = deque()
@@ -86,7 +105,7 @@ class Engine:
         Raises:
             InputError: It could never be served.
         """
-        self.scheduler.check(context, self.max_length)
+        self.scheduler.check(context)
 
     def submit(self, context: TextContext) -> None:
         """Queues a request that has passed `check`."""
@@ -118,11 +137,67 @@ class Engine:
         """Runs one step of all requests. A request that fails ends with its error; the others go on."""
         with self._is_stepping:
             self._apply_marks()
-            plan = self.scheduler.plan()
-            if plan:
-                with self.stats.measure(plan):
-                    self._run(plan.contexts)
+            if self._sampler is None or self._has_suspects():
+                self._step_alone()
+            else:
+                self._step_overlapped(self._sampler)
             self._apply_marks()
+
+    def _step_alone(self) -> None:
+        """Runs a step from its plan to its commits."""
+        plan = self.scheduler.plan()
+        if plan:
+            with self.stats.measure(plan):
+                self._run(plan)
+
+    def _step_overlapped(self, sampler: TokenSampler) -> None:
+        """Launches the next step, collects the one in flight, then has the tokens of the launched one chosen."""
+        previous, self._in_flight = self._in_flight, None
+        plan = self.scheduler.plan(is_in_flight=previous is not None)
+        try:
+            launched = self._launch(plan, previous) if plan else None
+            if previous is not None:
+                self._collect(previous)
+            if launched is not None and launched.unfinished_rows:
+                launched.choose(sampler)
+                launched.mark_pending()
+                self._in_flight = launched
+        except BaseException as error:
+            _log.warning("a step failed, its requests are computed again: %s: %s", type(error).__name__, error)
+            self._recover([*plan.contexts, *(row.context for row in (previous.rows if previous else ()))])
+            if not isinstance(error, Exception):
+                raise
+
+    def _launch(self, plan: StepPlan, previous: LaunchedStep | None) -> LaunchedStep:
+        """Launches a step, which counts as computed for those after it."""
+        launched = LaunchedStep.launch(self.model, self.cache, plan, None if previous is None else previous.chosen)
+        for context in plan.contexts:
+            self.scheduler.commit(context)
+        return launched
+
+    def _collect(self, step: LaunchedStep) -> None:
+        rows = step.collect()
+        now = time.perf_counter()
+        self.stats.add(step.num_tokens, step.is_prefill, now - max(step.launched_at, self._collected_at))
+        self._collected_at = now
+        for row in rows:
+            self._commit(row)
+
+    def _recover(self, involved: Iterable[TextContext]) -> None:
+        """Has all requests computed again after a step failed, step by step until those of it have come further.
+
+        Whoever is the reason fails again there, and alone.
+        """
+        self.stats.num_failed_steps += 1
+        self._suspects |= {context: len(context.tokens) for context in involved}
+        self.scheduler.preempt_all()
+        self.cache.forget_prefixes()
+
+    def _has_suspects(self) -> bool:
+        """Whether a request that was in a failed step has not come further since."""
+        if self._suspects:
+            self._suspects = {c: n for c, n in self._suspects.items() if not c.is_finished and len(c.tokens) <= n}
+        return bool(self._suspects)
 
     def _apply_marks(self) -> None:
         """Queues the requests that were submitted, and ends those that were cancelled."""
@@ -133,29 +208,28 @@ class Engine:
             if not context.is_finished:
                 self._end(context, "cancelled")
 
-    def _run(self, contexts: Sequence[TextContext]) -> None:
+    def _run(self, plan: StepPlan) -> None:
         """Runs the rows of a step; if it fails, runs each half by itself, until the failing request is alone."""
         try:
-            launched = LaunchedStep.launch(self.model, self.cache, contexts)
-            for context in contexts:
-                if context.consumer is not None:
-                    context.consumer.prepare()
-            rows = list(launched.collect())
-            choose_tokens(rows)
+            launched = LaunchedStep.launch(self.model, self.cache, plan)
+            launched.choose(self._sampler)
+            rows = launched.collect()
         except Exception as error:
+            contexts = plan.contexts
             if len(contexts) == 1:
                 self._end(contexts[0], "error", error)
                 return
             middle = len(contexts) // 2
-            self._run(contexts[:middle])
-            self._run(contexts[middle:])
+            self._run(StepPlan(contexts[:middle]))
+            self._run(StepPlan(contexts[middle:]))
             return
         # A choice counts when its row is committed: if that is interrupted, no random number is lost.
-        for context, row in rows:
-            self._commit(context, row)
+        for row in rows:
+            self._commit(row)
 
-    def _commit(self, context: TextContext, row: RowOutputs) -> None:
+    def _commit(self, row: RowOutputs) -> None:
         """Counts the row's tokens as computed and passes its logits to the request's consumer."""
+        context = row.context
         self.scheduler.commit(context)
         try:
             chunk = None if context.consumer is None else context.consumer.consume(context, row)

@@ -16,10 +16,11 @@ advances in every step that is its turn.
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -50,19 +51,25 @@ class StepPlan:
     @property
     def is_prefill(self) -> bool:
         """Whether the step is more than one decode of each row."""
-        return self.num_tokens > len(self.contexts) or any(not context.num_output_tokens for context in self.contexts)
+        return self.num_tokens > len(self.contexts) or any(
+            context.num_tokens == context.num_prompt_tokens for context in self.contexts
+        )
 
 
 class Scheduler:
     """Running and waiting requests, each in the order of arrival.
 
-    max_batch_size: the most rows of a step. max_step_tokens: the most tokens of a step. num_preemptions: count so far.
+    max_batch_size, max_step_tokens: the most rows and tokens of a step. max_length: the most tokens of a request.
+    num_preemptions: count so far.
     num_prefix_query_tokens, num_prefix_hit_tokens: tokens of prompts, so far, that the cache was asked for when they
     were first scheduled, and those that it had.
     """
 
-    def __init__(self, cache: KVCacheManager, max_batch_size: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, cache: KVCacheManager, max_batch_size: int, max_step_tokens: int, max_length: int = sys.maxsize
+    ) -> None:
         self.cache, self.max_batch_size, self.max_step_tokens = cache, max_batch_size, max_step_tokens
+        self.max_length = max_length
         self.waiting: list[TextContext] = []
         self.running: list[TextContext] = []
         self.num_preemptions = 0
@@ -81,13 +88,13 @@ class Scheduler:
         """All requests that have not ended, running and waiting."""
         return [*self.running, *self.waiting]
 
-    def check(self, context: TextContext, max_length: int) -> None:
-        """Checks that a request, of at most `max_length` tokens, fits in the cache and in a step when it is alone.
+    def check(self, context: TextContext) -> None:
+        """Checks that a request fits in the cache and in a step when it is alone.
 
         Raises:
             InputError: It does not fit.
         """
-        needed = min(max_length, context.max_total_tokens(max_length))
+        needed = context.max_total_tokens(self.max_length)
         capacity = self.cache.capacity_tokens(self.max_step_tokens)
         if needed > capacity:
             raise InputError(
@@ -109,18 +116,27 @@ class Scheduler:
         context.update_page_hashes()
         self.waiting.append(context)
 
-    def plan(self) -> StepPlan:
-        """Plans the next step, with its pages allocated; it is empty only if there is no work."""
+    def plan(self, is_in_flight: bool = False) -> StepPlan:
+        """Plans the next step, with its pages allocated.
+
+        Args:
+            is_in_flight: Whether the last step is not collected yet: then no request is preempted, and the plan may be
+                empty although there is work, which means that the last step has to be collected first. Otherwise it is
+                empty only if there is no work.
+        """
         self._admit()
-        self._take_turns()
-        candidates = [context for context in self.running if context.is_at_image == self._is_turn_of_images]
+        ready = [context for context in self.running if self._can_continue(context)]
+        self._take_turns(ready)
+        candidates = [context for context in ready if context.is_at_image == self._is_turn_of_images]
         candidates = candidates[: self.max_step_tokens]  # who can have one token at least
         shares = self._shares(candidates)
         plan = StepPlan()
         for context in candidates:
             if context in self.running and shares[context]:
                 context.num_scheduled_tokens = shares[context]
-                if self._allocate(context, plan):
+                if is_in_flight and not self._has_pages(context):
+                    return self._withdraw([*plan.contexts, context])
+                if self._allocate(context):
                     plan.contexts.append(context)
         return plan
 
@@ -140,9 +156,21 @@ class Scheduler:
             self.waiting.remove(context)
             self._num_blocked_steps.pop(context, None)
 
-    def _take_turns(self) -> None:
+    def preempt_all(self) -> None:
+        """Preempts every running request."""
+        while self.running:
+            self._preempt_youngest()
+
+    def _can_continue(self, context: TextContext) -> bool:
+        """Whether there are tokens to compute: not if all are in flight, or if the pending one is surely the last."""
+        is_last_pending = context.pending_row is not None and context.num_tokens >= context.max_total_tokens(
+            self.max_length
+        )
+        return context.num_remaining_tokens > 0 and not is_last_pending
+
+    def _take_turns(self, ready: Sequence[TextContext]) -> None:
         """Decides whether the step computes images or text: the other of the two, while there is work of both."""
-        kinds = {context.is_at_image for context in self.running}
+        kinds = {context.is_at_image for context in ready}
         if len(kinds) == 2:
             self._is_turn_of_images = not self._is_turn_of_images
         elif kinds:
@@ -172,17 +200,30 @@ class Scheduler:
             spare -= shares[context]
         return shares
 
-    def _allocate(self, context: TextContext, plan: StepPlan) -> bool:
-        """Allocates pages for the scheduled tokens, preempting the youngest if necessary; False if it was preempted."""
+    def _has_pages(self, context: TextContext) -> bool:
         assert context.pages is not None
-        while not self.cache.allocate(context.pages, context.num_scheduled_tokens):
-            youngest = self.running.pop()
-            self.num_preemptions += 1
-            self._release(youngest)
-            insort(self.waiting, youngest, key=attrgetter("arrival"))
-            if youngest is context:
+        return self.cache.allocate(context.pages, context.num_scheduled_tokens)
+
+    def _allocate(self, context: TextContext) -> bool:
+        """Allocates pages for the scheduled tokens, preempting the youngest if necessary; False if it was preempted."""
+        while not self._has_pages(context):
+            if self._preempt_youngest() is context:
                 return False
         return True
+
+    @staticmethod
+    def _withdraw(contexts: Iterable[TextContext]) -> StepPlan:
+        """Empties a plan; the pages that were allocated for it stay with their requests."""
+        for context in contexts:
+            context.num_scheduled_tokens = 0
+        return StepPlan()
+
+    def _preempt_youngest(self) -> TextContext:
+        youngest = self.running.pop()
+        self.num_preemptions += 1
+        self._release(youngest)
+        insort(self.waiting, youngest, key=attrgetter("arrival"))
+        return youngest
 
     def _admit(self) -> None:
         """Moves waiting requests to the running ones while there are rows, and pages for all their tokens."""
@@ -205,7 +246,7 @@ class Scheduler:
         reuses_prefix = context.page_hashes is not None and (context.consumer is None or context.consumer.reuses_prefix)
         hashes = context.page_hashes.hashes if context.page_hashes is not None and reuses_prefix else ()
         pages = self.cache.open(hashes, len(context.tokens))
-        promised = [(other.pages, len(other.tokens)) for other in self.running if other.pages is not None]
+        promised = [(other.pages, other.num_tokens) for other in self.running if other.pages is not None]
         if not self.cache.can_allocate([*promised, (pages, len(context.tokens))], self.max_step_tokens):
             self.cache.release(pages)
             return False
@@ -224,4 +265,4 @@ class Scheduler:
     def _release(self, context: TextContext) -> None:
         assert context.pages is not None
         self.cache.release(context.pages)
-        context.pages, context.num_scheduled_tokens = None, 0
+        context.pages, context.num_scheduled_tokens, context.pending_row = None, 0, None

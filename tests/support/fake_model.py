@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from kv_caches import PAGE, new_cache
 from max.driver import Buffer
+from max.dtype import DType
 from max.engine import InferenceSession, Model
 
 from pipelines import PipelineConfig
 from pipelines.context import TextContext
-from pipelines.pipeline_model import ModelInputs, ModelOutputs, PipelineModel
+from pipelines.engine.step import TokenSampler
+from pipelines.pipeline_model import ModelInputs, ModelOutputs, PendingTokens, PipelineModel
 from pipelines.text.detokenizer import IncrementalDetokenizer
 from pipelines.text.prompts import PromptEncoder
 from pipelines.text_generation import TextGenerationPipeline
@@ -116,7 +118,10 @@ class Row:
 
 @dataclass(frozen=True)
 class FakeInputs:
+    """tokens: of each row."""
+
     contexts: Sequence[TextContext]
+    tokens: Sequence[Sequence[int]]
     kv: dict[str, tuple[Any, ...]]
     return_n_logits: int
 
@@ -156,10 +161,16 @@ class FakeModel(PipelineModel):
         replica_batches: Sequence[Sequence[TextContext]],
         kv_cache_inputs: dict[str, tuple[Any, ...]] | None = None,
         return_n_logits: int = 1,
+        pending: PendingTokens | None = None,
     ) -> ModelInputs:
         (contexts,) = replica_batches
         assert contexts and kv_cache_inputs
-        return FakeInputs(list(contexts), kv_cache_inputs, return_n_logits)  # type: ignore[return-value]
+        tokens = [list(context.scheduled_tokens) for context in contexts]
+        for row, context in zip(tokens, contexts, strict=True):
+            if context.pending_row is not None:
+                assert pending is not None
+                (row[-1],) = pending.insert_into(Buffer.zeros([1], DType.int64), [0], [context.pending_row]).to_numpy()
+        return FakeInputs(list(contexts), tokens, kv_cache_inputs, return_n_logits)  # type: ignore[return-value]
 
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> ModelInputs:
         raise NotImplementedError
@@ -173,11 +184,11 @@ class FakeModel(PipelineModel):
         assert len({context.request_id for context in inputs.contexts}) == len(inputs.contexts)
         num_new = [context.num_scheduled_tokens for context in inputs.contexts]
         assert len({context.next_image is None for context in inputs.contexts}) == 1, "text and images in one step"
-        rows = [self._compute(row, context, inputs.kv) for row, context in enumerate(inputs.contexts)]
+        rows = [self._compute(row, context, inputs) for row, context in enumerate(inputs.contexts)]
         self.during_step()
         if self.failures:
             raise self.failures.pop(0)
-        if any(context.scheduled_tokens[-1] == self.broken_after for context in inputs.contexts):
+        if any(tokens[-1] == self.broken_after for tokens in inputs.tokens):
             raise RuntimeError("a row can't be computed")
         self.steps.append([Row(c.request_id, c.num_computed_tokens, c.num_scheduled_tokens) for c in inputs.contexts])
         return self._outputs(inputs, rows, num_new)
@@ -186,8 +197,8 @@ class FakeModel(PipelineModel):
         count = inputs.return_n_logits
         wanted = [np.maximum(np.arange(new - count, new), 0) for new in num_new]
         logits_MV = np.concatenate([logits_of(row[positions]) for row, positions in zip(rows, wanted, strict=True)])
-        for row, context in enumerate(inputs.contexts):
-            if context.scheduled_tokens[-1] == self.nan_after:
+        for row, tokens in enumerate(inputs.tokens):
+            if tokens[-1] == self.nan_after:
                 logits_MV[(row + 1) * count - 1] = np.nan
         largest_M = np.where(np.isnan(logits_MV), np.inf, logits_MV).max(axis=1)
         return ModelOutputs(
@@ -198,15 +209,15 @@ class FakeModel(PipelineModel):
             max_logits=Buffer.from_numpy(largest_M),
         )
 
-    def _compute(self, row: int, context: TextContext, kv: dict[str, tuple[Any, ...]]) -> npt.NDArray[np.uint64]:
+    def _compute(self, row: int, context: TextContext, inputs: FakeInputs) -> npt.NDArray[np.uint64]:
         """Checks that the row's pages hold what was computed before, writes the chunk there: its fingerprints."""
-        done, new = context.num_computed_tokens, context.num_scheduled_tokens
-        assert len(context.scheduled_tokens) == new > 0
+        done, new, kv = context.num_computed_tokens, context.num_scheduled_tokens, inputs.kv
+        assert len(inputs.tokens[row]) == new > 0
         known = fingerprints(context.tokens[:done])
-        for name, (inputs,) in kv.items():
-            num_kept = int(inputs.cache_lengths.to_numpy()[row])
+        for name, (pages_of,) in kv.items():
+            num_kept = int(pages_of.cache_lengths.to_numpy()[row])
             slots = np.arange(num_kept + new)
-            pages = inputs.lookup_table.to_numpy()[row, slots // PAGE]
+            pages = pages_of.lookup_table.to_numpy()[row, slots // PAGE]
             num_seen = done if name == "full" else min(done, WINDOW - 1)
             seen = slots[num_kept - num_seen : num_kept]
             assert len(seen) == num_seen, "a page was dropped too early, or a position is wrong"
@@ -215,23 +226,25 @@ class FakeModel(PipelineModel):
             if name == "full":
                 assert num_kept == done
                 before = read[-1] if done else np.uint64(0)
-        chunk = np.zeros(done, np.uint64), np.array(context.scheduled_tokens, np.uint64) + np.uint64(1)
+        chunk = np.zeros(done, np.uint64), np.array(inputs.tokens[row], np.uint64) + np.uint64(1)
         powers = np.multiply.accumulate(np.full(done + new, 6364136223846793005, np.uint64))
         prints = before + np.cumsum(np.concatenate(chunk) * powers)[done:]
-        for name, (inputs,) in kv.items():
-            slots = np.arange(new) + int(inputs.cache_lengths.to_numpy()[row])
-            self.memory[name][inputs.lookup_table.to_numpy()[row, slots // PAGE], slots % PAGE] = prints
+        for name, (pages_of,) in kv.items():
+            slots = np.arange(new) + int(pages_of.cache_lengths.to_numpy()[row])
+            self.memory[name][pages_of.lookup_table.to_numpy()[row, slots // PAGE], slots % PAGE] = prints
         return prints
 
 
-def new_pipeline(num_pages: dict[str, int] | None = None, **settings: Any) -> TextGenerationPipeline:
-    """settings: of PipelineConfig."""
+def new_pipeline(
+    num_pages: dict[str, int] | None = None, sampler: TokenSampler | None = None, **settings: Any
+) -> TextGenerationPipeline:
+    """sampler: of a simulated device. settings: of PipelineConfig."""
     num_pages = num_pages or UNLIMITED
     config = PipelineConfig(**{"max_length": 1000, "max_batch_size": 8, **settings})
     assert config.max_length is not None
     prompts = PromptEncoder(FakeTokenizer(), VOCAB_SIZE, config.max_length, False, FakeImageProcessor)  # type: ignore[arg-type]
     cache = new_cache(**num_pages, window=WINDOW, caching=config.enable_prefix_caching)
-    return TextGenerationPipeline(config, FakeModel(num_pages), cache, prompts)  # type: ignore[arg-type]
+    return TextGenerationPipeline(config, FakeModel(num_pages), cache, prompts, None, sampler)  # type: ignore[arg-type]
 
 
 def steps_of(pipe: TextGenerationPipeline) -> list[list[Row]]:

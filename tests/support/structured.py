@@ -122,9 +122,11 @@ def generate(
         logits_V = rng.normal(0, 2, vocabulary.vocab_size).astype(np.float32)
         logits_V += vocabulary.closes_V * answer.num_steps / 10
         row = logits_V if new_row is None else new_row(answer.num_steps)
-        outputs: Any = SimpleNamespace(start=0, is_complete=True, next_logits_V=row, greedy_token=int(row.argmax()))
-        outputs.choice = outputs.log_softmax = None
-        choose_tokens([(context, outputs)])
+        outputs: Any = SimpleNamespace(
+            context=context, start=0, is_complete=True, next_logits_V=row, greedy_token=int(row.argmax())
+        )
+        outputs.choice = outputs.log_probs = None
+        choose_tokens([outputs])
         chunk = consumer.consume(context, outputs)
         assert chunk is not None
         answer.text += chunk.text

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
 from functools import cache
 from itertools import zip_longest
+from typing import Any
 
+import fake_model
 import numpy as np
 import pytest
 from fake_model import (
@@ -26,6 +29,7 @@ from fake_model import (
     text_of,
 )
 from kv_caches import PAGE
+from late_device import LateSampler
 from marks import slow
 
 import pipelines.requests
@@ -64,16 +68,36 @@ def random_work(seed: int, count: int = 20) -> tuple[list[list[int]], list[Sampl
     return prompts, params
 
 
+@pytest.fixture(params=["alone", "overlapped"])
+def pipelines_of_both_kinds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes `new_pipeline` one whose steps overlap, on a simulated device, in the second run of a test."""
+    made = []
+
+    def new_late_pipeline(num_pages: dict[str, int] | None = None, **settings: Any) -> TextGenerationPipeline:
+        made.append(fake_model.new_pipeline(num_pages, LateSampler(), **settings))
+        return made[-1]
+
+    if request.param == "overlapped":
+        monkeypatch.setitem(globals(), "new_pipeline", new_late_pipeline)
+    yield
+    if not any(word in request.node.name for word in ("fails", "raises")):
+        assert not any(pipe.engine.stats.num_failed_steps for pipe in made)
+
+
+in_both_kinds = pytest.mark.usefixtures("pipelines_of_both_kinds")
+
+
 @cache
 def random_work_alone(seed: int) -> list[GenerationOutput]:
     return one_by_one(*random_work(seed))
 
 
 def one_by_one(prompts: list[list[int]], params: list[SamplingParams]) -> list[GenerationOutput]:
-    pipe = new_pipeline(max_batch_size=1)
+    pipe = fake_model.new_pipeline(max_batch_size=1)
     return [pipe.generate([prompt], p)[0] for prompt, p in zip(prompts, params, strict=True)]
 
 
+@in_both_kinds
 def test_the_text_is_the_models_and_ends_where_it_ends_it() -> None:
     pipe, (prompt,) = new_pipeline(), prompts_of(5)
     expected = greedy_text(prompt, 500)
@@ -83,6 +107,7 @@ def test_the_text_is_the_models_and_ends_where_it_ends_it() -> None:
     assert_idle(pipe)
 
 
+@in_both_kinds
 @pytest.mark.parametrize("budget", [1, 7, 128, 200, 512])
 def test_chunks_and_batches_change_nothing(budget: int) -> None:
     prompts = prompts_of(1, 127, 128, 129, 400)
@@ -99,6 +124,7 @@ def test_chunks_and_batches_change_nothing(budget: int) -> None:
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_each_token_is_computed_once_in_its_place() -> None:
     pipe = new_pipeline(max_batch_tokens=50)
     requests = pipe.submit(prompts_of(1, 60, 300), GREEDY)
@@ -110,6 +136,7 @@ def test_each_token_is_computed_once_in_its_place() -> None:
         assert positions == list(range(request.num_prompt_tokens + 19))
 
 
+@in_both_kinds
 @pytest.mark.parametrize(
     "caching", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "prefix-caching"]
 )
@@ -131,6 +158,7 @@ def test_random_work_gives_the_same_in_any_crowd(rows: int, budget: int, caching
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_a_cached_prefix_is_not_computed_again() -> None:
     plain, caching = new_pipeline(), new_pipeline(enable_prefix_caching=True)
     (prompt,) = prompts_of(300)
@@ -142,6 +170,7 @@ def test_a_cached_prefix_is_not_computed_again() -> None:
     assert starts == [0, 256]
 
 
+@in_both_kinds
 def test_streams_advance_with_each_other_and_with_generate() -> None:
     pipe, prompts = new_pipeline(max_batch_tokens=40), prompts_of(30, 50, 170)
     first, second = pipe.stream(prompts[0], GREEDY), pipe.stream(prompts[1], GREEDY)
@@ -155,6 +184,7 @@ def test_streams_advance_with_each_other_and_with_generate() -> None:
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_an_abandoned_stream_gives_its_pages_back() -> None:
     pipe, prompts = new_pipeline(), prompts_of(200, 40)
     stream, other = pipe.stream(prompts[0], GREEDY), pipe.stream(prompts[1], GREEDY)
@@ -185,6 +215,7 @@ def test_a_stream_may_be_left_after_the_pipeline_is_closed() -> None:
     assert not engine.has_work
 
 
+@in_both_kinds
 def test_a_cancelled_request_leaves_those_that_run_and_wait_alone() -> None:
     prompts, cancelled = prompts_of(*range(100, 400, 30)), (1, 4, 9)
     pipe = new_pipeline(TINY, max_length=600, max_batch_tokens=100)
@@ -222,6 +253,7 @@ def test_a_step_that_is_interrupted_leaves_no_request_behind_and_hurts_no_other(
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_a_step_that_fails_once_hurts_nobody() -> None:
     pipe, prompts = new_pipeline(max_batch_tokens=100), prompts_of(30, 250, 5)
     expected = [output.tokens for output in one_by_one(prompts, [SAMPLED] * 3)]
@@ -232,6 +264,7 @@ def test_a_step_that_fails_once_hurts_nobody() -> None:
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_a_model_that_always_fails_ends_every_request_and_gives_all_pages_back() -> None:
     pipe, prompts = new_pipeline(), prompts_of(30, 250, 5)
     error = RuntimeError("out of memory")
@@ -261,6 +294,7 @@ def test_a_row_that_fails_ends_alone_and_the_others_commit_in_the_same_step(faul
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_a_sampler_that_raises_ends_its_request_alone() -> None:
     pipe, prompts = new_pipeline(), prompts_of(30, 40)
     contexts = pipe.submit(prompts, SAMPLED)
@@ -269,7 +303,7 @@ def test_a_sampler_that_raises_ends_its_request_alone() -> None:
     def broken(logits_V: object) -> None:
         raise error
 
-    contexts[0].consumer.sampler.processed = broken  # type: ignore[union-attr]
+    contexts[0].consumer.sampler.processed = broken  # type: ignore[union-attr, method-assign]
     outputs = [pipe.finish(context) for context in contexts]
     assert [(output.finish_reason, output.error) for output in outputs] == [("error", error), ("length", None)]
     assert outputs[1].tokens == one_by_one(prompts, [SAMPLED] * 2)[1].tokens
@@ -299,6 +333,7 @@ def test_a_finished_request_stays_finished_when_it_is_cancelled() -> None:
     assert context.finish_reason == output.finish_reason == "length"
 
 
+@in_both_kinds
 @pytest.mark.parametrize("during", ["step", "sampling"])
 def test_cancelling_inside_a_step_takes_effect_after_it(during: str) -> None:
     """The garbage collector may do that: it closes an abandoned stream at any time."""
@@ -318,13 +353,14 @@ def test_cancelling_inside_a_step_takes_effect_after_it(during: str) -> None:
     else:
         consumer = contexts[0].consumer
         take = consumer.sampler.take  # type: ignore[union-attr]
-        consumer.sampler.take = lambda choice: (cancel(), take(choice))[1]  # type: ignore[union-attr, func-returns-value]
+        consumer.sampler.take = lambda choice: (cancel(), take(choice))[1]  # type: ignore[union-attr, method-assign, func-returns-value]
     expected = one_by_one(prompts, [SAMPLED] * 3)[2].tokens
     assert [token for chunk in streams[2] for token in chunk.tokens] == expected[1:]
     assert [context.finish_reason for context in contexts] == ["cancelled", "cancelled", "length"]
     assert_idle(pipe)
 
 
+@in_both_kinds
 def test_submitting_and_cancelling_from_other_threads() -> None:
     pipe, prompts = new_pipeline(TINY, max_length=600, max_batch_tokens=64), prompts_of(*range(20, 300, 7))
     expected = [greedy_text(prompt, 20, True) for prompt in prompts]
@@ -394,6 +430,7 @@ def test_a_request_tells_how_much_of_its_prompt_was_cached() -> None:
     assert [context.num_cached_tokens for context in contexts] == [0, 256]
 
 
+@in_both_kinds
 def test_requests_with_other_salts_share_no_prefix() -> None:
     pipe, (prompt,) = new_pipeline(enable_prefix_caching=True), prompts_of(300)
     for salt, num_reused in ((None, 0), ("a", 0), ("a", 256), ("b", 0), (None, 256)):
@@ -427,6 +464,7 @@ def test_log_probabilities_of_a_prompt(budget: int, monkeypatch: pytest.MonkeyPa
     assert_idle(pipe)
 
 
+@in_both_kinds
 @pytest.mark.parametrize("caching", [False, True], ids=["plain", "prefix-caching"])
 @pytest.mark.parametrize("budget", [1, 50, 512])
 def test_logits_of_all_positions_beside_other_work(budget: int, caching: bool) -> None:
@@ -441,6 +479,7 @@ def test_logits_of_all_positions_beside_other_work(budget: int, caching: bool) -
     assert_idle(pipe)
 
 
+@in_both_kinds
 @pytest.mark.parametrize("caching", [False, True], ids=["plain", "prefix-caching"])
 def test_logits_of_a_preempted_prompt(caching: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.requests, "STEP_LOGITS_BYTES", 20 * 4 * VOCAB_SIZE * 8)

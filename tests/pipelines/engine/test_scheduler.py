@@ -18,8 +18,10 @@ from pipelines.sampling.params import SamplingParams
 PAGES: dict[str, Any] = {"full": 100, "sliding": 100}
 
 
-def new_scheduler(pages: dict[str, Any] | None = None, rows: int = 8, tokens: int = 512) -> Scheduler:
-    return Scheduler(new_cache(**(pages or PAGES), caching=False), rows, tokens)
+def new_scheduler(
+    pages: dict[str, Any] | None = None, rows: int = 8, tokens: int = 512, max_length: int = 1000
+) -> Scheduler:
+    return Scheduler(new_cache(**(pages or PAGES), caching=False), rows, tokens, max_length)
 
 
 def add(scheduler: Scheduler, *prompt_lengths: int, max_new_tokens: int = 200) -> list[TextContext]:
@@ -27,7 +29,7 @@ def add(scheduler: Scheduler, *prompt_lengths: int, max_new_tokens: int = 200) -
     first = len(scheduler.running) + len(scheduler.waiting)
     contexts = [TextContext(str(first + i), [1] * length, params) for i, length in enumerate(prompt_lengths)]
     for context in contexts:
-        scheduler.check(context, 1000)
+        scheduler.check(context)
         scheduler.add(context)
     return contexts
 
@@ -192,10 +194,11 @@ def test_cancelled_requests_leave_the_order_and_the_pages_right() -> None:
 
 def test_a_request_that_would_not_fit_alone_is_refused_with_both_numbers() -> None:
     scheduler = new_scheduler({"full": 3, "sliding": 8})
-    scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=84)), 1000)
+    scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=84)))
     with pytest.raises(InputError, match=r"385 tokens .* KV cache of 384: raise kv_cache_memory"):
-        scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=85)), 1000)
-    scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=85)), 384)  # ends at the model's limit
+        scheduler.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=85)))
+    limited = new_scheduler({"full": 3, "sliding": 8}, max_length=384)
+    limited.check(TextContext("a", [1] * 300, SamplingParams(max_new_tokens=85)))  # ends at the model's limit
 
 
 @pytest.mark.parametrize("seed", range(12))
