@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kv_cache.inputs import StepInputs, advance
+from kv_cache.inputs import StepInputs, advance, to_device
 from kv_cache.manager import KVCacheManager, RequestPages
 from kv_cache.pages import PageHashes, PagePool, PageTable
 from kv_cache.params import KVCacheParams, PageGroup
@@ -21,4 +21,5 @@ __all__ = [
     "advance",
     "format_bytes",
     "plan_cache",
+    "to_device",
 ]

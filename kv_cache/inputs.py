@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer, Device
+from max.driver import Buffer, Device, Usage
 from max.dtype import DType
 from max.nn.kv_cache import KVCacheInputsPerDevice, padded_lut_cols
 
@@ -34,6 +35,22 @@ def _untouched_zeros(shape: Sequence[int], dtype: DType) -> Buffer:
     memory = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     return Buffer.from_numpy(memory[start : start + size_bytes]).view(dtype, shape)
+
+
+def to_device(array: npt.NDArray[Any], device: Device) -> Buffer:
+    """Places an array on a device, on the host without a copy.
+
+    To others it goes through host memory that the device reads itself, so that the copy waits in the device's queue and
+    the host for nothing. That memory is new each time: the copy before may not have begun.
+    """
+    if device.is_host:
+        return Buffer.from_numpy(array)
+    usage = Usage.STAGING | Usage.UNTRACKED
+    staged = Buffer(dtype=DType.from_numpy(array.dtype), shape=array.shape, device=device, usage=usage)
+    np.copyto(staged.to_numpy(), array)
+    placed = Buffer(dtype=staged.dtype, shape=array.shape, device=device)
+    placed.inplace_copy_from(staged)
+    return placed
 
 
 def lookup_table(tables: Sequence[Sequence[int]]) -> npt.NDArray[np.uint32]:
@@ -65,7 +82,7 @@ def group_inputs(
     return tuple(
         KVCacheInputsPerDevice(
             kv_blocks=blocks,
-            cache_lengths=Buffer.from_numpy(num_cached).to(blocks.device),
+            cache_lengths=to_device(num_cached, blocks.device),
             lookup_table=table,
             max_prompt_length=Buffer.from_numpy(np.array([max_new], np.uint32)),
             max_cache_length=Buffer.from_numpy(np.array([max_cached], np.uint32)),

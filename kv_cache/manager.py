@@ -12,7 +12,7 @@ import numpy.typing as npt
 from max.driver import Buffer, Device
 from max.nn.kv_cache import KVCacheInputsPerDevice
 
-from kv_cache.inputs import StepInputs, allocate_pages, group_inputs, lookup_table
+from kv_cache.inputs import StepInputs, allocate_pages, group_inputs, lookup_table, to_device
 from kv_cache.pages import PagePool, PageTable, require
 from kv_cache.params import KVCacheParams, PageGroup
 
@@ -220,7 +220,7 @@ class KVCacheManager:
         skipped = [table.num_skipped_pages * group.page_size for table in tables]
         kept = [row.num_computed_tokens - count for row, count in zip(rows, skipped, strict=True)]
         memory, lookup = self._memory[group.name], lookup_table([table.pages for table in tables])
-        lookups = [Buffer.from_numpy(lookup).to(pages.device) for pages in memory]
+        lookups = [to_device(lookup, pages.device) for pages in memory]
         return group_inputs(group, memory, lookups, np.array(kept, np.uint32), num_new)
 
     def _require_room(self, pages: RequestPages, num_new: int) -> None:

@@ -58,7 +58,7 @@ EXPORTED = {
     """,
     "kv_cache": """
         CachePlan KVCacheManager KVCacheParams PageGroup PageHashes PagePool PageTable RequestPages StepInputs
-        advance format_bytes plan_cache
+        advance format_bytes plan_cache to_device
     """,
     "architectures.gemma3": "Gemma3Config Gemma3Inputs Gemma3Model",
     "architectures.gemma3_multimodal": "",

@@ -18,7 +18,7 @@ from architectures.decoder.inputs import DecoderBuffers, DecoderInputs
 from architectures.decoder.rope_tables import RopeTables
 from architectures.layers.attention import FULL
 from architectures.layers.kernels import byte_instructions
-from kv_cache import advance
+from kv_cache import advance, to_device
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
@@ -233,8 +233,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return {"position_ids": self._place(positions[None]), "freqs_cis": self.rope_tables.up_to(num_positions)}
 
     def _place(self, array: npt.NDArray[Any]) -> Buffer:
-        """Places an array on the first device; on the CPU without a copy."""
-        return Buffer.from_numpy(array).to(self.devices[0])
+        """Places an array on the first device."""
+        return to_device(array, self.devices[0])
 
 
 def _positions(starts: Iterable[int], lengths: Iterable[int]) -> npt.NDArray[np.uint32]:
