@@ -4,7 +4,7 @@ from std.math import ceildiv
 
 from .block_formats import BlockFormat, row_bytes
 from .block_gemv import block_gemv, prepared_bytes
-from .byte_columns import COLUMNS, multiply_columns
+from .byte_columns import COLUMNS, MAX_ROWS, multiply_columns
 from .byte_pack import KC, num_words, pack_byte_rows
 from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
 from .pack import piece_size
@@ -19,7 +19,7 @@ comptime COLUMNS_FROM = 5
 struct ByteBlocks[F: BlockFormat](Product):
     """Each row of x is quantized in groups of 32; sums of groups are exact, then scaled in float32."""
 
-    comptime GEMV_ROWS = 16 if IS_512 else 8
+    comptime GEMV_ROWS = MAX_ROWS if IS_512 else 8
     comptime PREPARES = True
     comptime TILE_SIZE = BYTE_TILE_SIZE
 

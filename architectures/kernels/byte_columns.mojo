@@ -18,6 +18,8 @@ comptime COLUMNS = 16
 """Rows of the weight side by side."""
 comptime MR = 8
 """Rows of x that are multiplied at a time."""
+comptime MAX_ROWS = 2 * MR
+"""Most rows: for more of them, tiles of weights are faster."""
 
 
 struct Columns[F: BlockFormat](Movable):
@@ -105,21 +107,17 @@ def multiply_columns[
     N: Int,
     K: Int,
 ):
-    """The first `count` outputs, at least 16, of N for up to 16 prepared rows, on one core.
+    """The first `count` outputs, at least 16, of N for up to MAX_ROWS prepared rows, on one core.
 
     The last 16 are computed together, some of them again.
     """
     for n in range(0, count, COLUMNS):
         var first = min(n, count - COLUMNS)
-        var weights = w.unsafe_offset(first * row_bytes[F](K))
-        if M <= MR:
-            column_kernel[F, 1](y.unsafe_offset(first), x, weights, M, N, K)
-        else:
-            column_kernel[F, 2](y.unsafe_offset(first), x, weights, M, N, K)
+        column_kernel[F](y.unsafe_offset(first), x, w.unsafe_offset(first * row_bytes[F](K)), M, N, K)
 
 
 def column_kernel[
-    F: BlockFormat, groups: Int
+    F: BlockFormat
 ](y: Pointer[mut=True, Float32, _], x: Pointer[UInt8, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
     """16 outputs for M prepared rows in groups of MR; the last row stands for those that are not there."""
     comptime size = unit_bytes[F]()
@@ -127,9 +125,10 @@ def column_kernel[
     var whole = K // F.UNIT
     var rest = RestUnits[F, COLUMNS](w, stride, K)
     var columns = Columns[F]()
-    var sums = Array[Array[Floats, MR], groups](fill=Array[Floats, MR](fill=Floats(0)))
-    var rows = Array[Array[Int, MR], groups](fill=Array[Int, MR](fill=0))
-    comptime for row in range(groups * MR):
+    var groups = ceildiv(M, MR)
+    var sums = Array[Array[Floats, MR], MAX_ROWS // MR](fill=Array[Floats, MR](fill=Floats(0)))
+    var rows = Array[Array[Int, MR], MAX_ROWS // MR](fill=Array[Int, MR](fill=0))
+    for row in range(groups * MR):
         rows[row // MR][row % MR] = min(row, M - 1) * prepared_bytes[QuantizedRows[F]](K)
     for u in range(ceildiv(K, F.UNIT)):
         if u < whole:
@@ -138,5 +137,5 @@ def column_kernel[
             columns.load(rest.start(0), size, 0)
         for group in range(groups):
             columns.add_products(sums[group], x.unsafe_offset(u * QuantizedRows[F].RECORD_BYTES), rows[group])
-    comptime for row in range(groups * MR):
-        y.unsafe_offset(min(row, M - 1) * N).unsafe_store(sums[row // MR][row % MR])
+    for row in range(M):
+        y.unsafe_offset(row * N).unsafe_store(sums[row // MR][row % MR])
