@@ -5,6 +5,9 @@ holds weights in the order that unpacks fastest: chunks of 16 that are neighbour
 """
 
 from std.memory import bitcast
+from std.utils import IndexList
+
+from .vectors import IS_512
 
 comptime Bytes = SIMD[DType.uint8, 64]
 comptime Floats = SIMD[DType.float32, 16]
@@ -94,12 +97,28 @@ def widened[count: Int](values: SIMD[DType.float32, count]) -> Floats:
 
 
 @always_inline
-def nibbles_of[BLOCK_BYTES: Int](first: Pointer[UInt8, _]) -> Bytes:
-    """The 16 bytes at this place of each of four blocks."""
-    var parts = Array[SIMD[DType.uint8, 16], 4](fill=SIMD[DType.uint8, 16](0))
-    comptime for block in range(4):
-        parts[block] = first.unsafe_offset(block * BLOCK_BYTES).unsafe_load[width=16]()
-    return parts[0].join(parts[1]).join(parts[2].join(parts[3]))
+def nibbles_of[BLOCK_BYTES: Int](blocks: Pointer[UInt8, _]) -> Bytes:
+    """The last 16 bytes of each of four blocks."""
+    comptime if IS_512:
+        comptime rest = 4 * BLOCK_BYTES - 64
+        comptime mask = last_words[BLOCK_BYTES]()
+        var start = blocks.unsafe_bitcast[UInt16]().unsafe_load[width=32]()
+        var end = blocks.unsafe_offset(rest).unsafe_bitcast[UInt16]().unsafe_load[width=32]()
+        return bitcast[DType.uint8, 64](start.shuffle[mask](end))
+    else:
+        var parts = Array[SIMD[DType.uint8, 16], 4](fill=SIMD[DType.uint8, 16](0))
+        comptime for block in range(4):
+            parts[block] = blocks.unsafe_offset((block + 1) * BLOCK_BYTES - 16).unsafe_load[width=16]()
+        return parts[0].join(parts[1]).join(parts[2].join(parts[3]))
+
+
+def last_words[BLOCK_BYTES: Int]() -> IndexList[32]:
+    """Places of the last 8 words of each of four blocks, in two vectors: the blocks' first 32 words and their last."""
+    var places = IndexList[32]()
+    for i in range(32):
+        var word = (i // 8 + 1) * BLOCK_BYTES // 2 - 8 + i % 8
+        places[i] = word if word < 32 else word - 2 * BLOCK_BYTES + 64
+    return places
 
 
 @always_inline
@@ -166,7 +185,7 @@ struct Q4_0(BlockFormat):
     @always_inline
     def unpack(blocks: Pointer[UInt8, _]) -> Unit:
         var unit = Unit()
-        var nibbles = nibbles_of[18](blocks.unsafe_offset(2))
+        var nibbles = nibbles_of[18](blocks)
         unit.values[0] = nibbles & 15
         unit.values[1] = nibbles >> 4
         unit.scales = scales_of[18, 4](blocks)
@@ -194,7 +213,7 @@ struct Q4_1(BlockFormat):
     @always_inline
     def unpack(blocks: Pointer[UInt8, _]) -> Unit:
         var unit = Unit()
-        var nibbles = nibbles_of[20](blocks.unsafe_offset(4))
+        var nibbles = nibbles_of[20](blocks)
         unit.values[0] = nibbles & 15
         unit.values[1] = nibbles >> 4
         unit.scales = scales_of[20, 4](blocks)
@@ -223,7 +242,7 @@ struct Q5_0(BlockFormat):
     @always_inline
     def unpack(blocks: Pointer[UInt8, _]) -> Unit:
         var unit = Unit()
-        var nibbles = nibbles_of[22](blocks.unsafe_offset(6))
+        var nibbles = nibbles_of[22](blocks)
         unit.values[0] = (nibbles & 15) | fifth_bits[22, 0](blocks.unsafe_offset(2))
         unit.values[1] = (nibbles >> 4) | fifth_bits[22, 1](blocks.unsafe_offset(2))
         unit.scales = scales_of[22, 4](blocks)
@@ -251,7 +270,7 @@ struct Q5_1(BlockFormat):
     @always_inline
     def unpack(blocks: Pointer[UInt8, _]) -> Unit:
         var unit = Unit()
-        var nibbles = nibbles_of[24](blocks.unsafe_offset(8))
+        var nibbles = nibbles_of[24](blocks)
         unit.values[0] = (nibbles & 15) | fifth_bits[24, 0](blocks.unsafe_offset(4))
         unit.values[1] = (nibbles >> 4) | fifth_bits[24, 1](blocks.unsafe_offset(4))
         unit.scales = scales_of[24, 4](blocks)

@@ -6,19 +6,18 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 from .block_formats import BlockFormat, Floats, Unit, row_bytes, unit_bytes
 from .dequantize import RestUnits
 
-comptime MOST_SUMS = 16
-"""Sums of M rows of x with NR rows of the weight, which are read from as many parts of it in turns."""
+comptime NR = 4
+"""Rows of the weight in the micro-kernel, which are read from as many parts of it in turns."""
+comptime MR = 4
+"""Most rows of x in it."""
+comptime MOST_SUMS = MR * NR
 comptime PREFETCH_BYTES = 2048
 """Distance between the weights that are multiplied and those that are prefetched."""
 
 
 trait PreparedRows:
-    """How rows of x are stored for a GEMV: a record for each unit of the weights.
+    """How rows of x are stored for a GEMV: a record for each unit of the weights."""
 
-    EIGHT: whether eight rows at once are faster than twice four.
-    """
-
-    comptime EIGHT: Bool
     comptime Format: BlockFormat
     comptime RECORD_BYTES: Int
 
@@ -47,44 +46,24 @@ def block_gemv[
     N: Int,
     K: Int,
 ):
-    """The first `count` outputs of N for M prepared rows, on one core."""
-    comptime if R.EIGHT:
-        if M == 8:
-            multiply_rows[R, 2](y, x, w, M, count, N, K)
-            return
-    multiply_rows[R, 4](y, x, w, M, count, N, K)
-
-
-@always_inline
-def multiply_rows[
-    R: PreparedRows, NR: Int
-](
-    y: Pointer[mut=True, Float32, _],
-    x: Pointer[UInt8, _],
-    w: Pointer[UInt8, _],
-    M: Int,
-    count: Int,
-    N: Int,
-    K: Int,
-):
-    """The same with NR rows of the weight at a time.
+    """The first `count` outputs of N for M prepared rows, on one core: NR rows of the weight at a time.
 
     The last outputs are computed again with those before them, or NR times, which saves a kernel of their own.
     """
     var stride = row_bytes[R.Format](K)
     var part = count // NR
     for n in range(part):
-        multiply_groups[R, NR](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), part, M, N, K)
+        multiply_groups[R](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), part, M, N, K)
     if count % NR == 0:
         return
     var distance = 1 if part > 0 else 0
     for n in range(max(0, count - NR), count - (NR - 1) * distance):
-        multiply_groups[R, NR](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), distance, M, N, K)
+        multiply_groups[R](y.unsafe_offset(n), x, w.unsafe_offset(n * stride), distance, M, N, K)
 
 
 @always_inline
 def multiply_groups[
-    R: PreparedRows, NR: Int
+    R: PreparedRows
 ](
     y: Pointer[mut=True, Float32, _],
     x: Pointer[UInt8, _],
@@ -94,24 +73,20 @@ def multiply_groups[
     N: Int,
     K: Int,
 ):
-    """M rows in about equal groups of up to four, of which the first brings the weights into the cache; or eight.
-
-    Between four and eight, two groups are about as fast as one, and few kernels compile sooner.
-    """
-    comptime most = MOST_SUMS // NR
-    var groups = ceildiv(M, most)
+    """M rows in about equal groups of up to MR, of which the first brings the weights into the cache."""
+    var groups = ceildiv(M, MR)
     for group in range(groups):
         var start = M * group // groups
         var end = M * (group + 1) // groups
         var x_rows = x.unsafe_offset(start * prepared_bytes[R](K))
         var y_rows = y.unsafe_offset(start * N)
-        comptime for rows in range(1 if most == 4 else most, most + 1):
+        comptime for rows in range(1, MR + 1):
             if end - start == rows:
-                micro_kernel[R, rows, NR](y_rows, x_rows, w, distance, N, K)
+                micro_kernel[R, rows](y_rows, x_rows, w, distance, N, K)
 
 
 def micro_kernel[
-    R: PreparedRows, M: Int, NR: Int
+    R: PreparedRows, M: Int
 ](y: Pointer[mut=True, Float32, _], x: Pointer[UInt8, _], w: Pointer[UInt8, _], distance: Int, N: Int, K: Int):
     """The products of M prepared rows with NR rows of w that are `distance` rows apart."""
     comptime size = unit_bytes[R.Format]()

@@ -4,18 +4,22 @@ from std.math import ceildiv
 
 from .block_formats import BlockFormat, row_bytes
 from .block_gemv import block_gemv, prepared_bytes
+from .byte_columns import COLUMNS, MAX_ROWS, multiply_columns
 from .byte_pack import KC, num_words, pack_byte_rows
 from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
 from .pack import piece_size
 from .product import Product
 from .quantize_rows import GROUP, QuantizedRows
-from .vectors import WIDTH
+from .vectors import IS_512, WIDTH
+
+comptime COLUMNS_FROM = 5
+"""Rows of x from which 16 rows of the weight are multiplied side by side."""
 
 
 struct ByteBlocks[F: BlockFormat](Product):
     """Each row of x is quantized in groups of 32; sums of groups are exact, then scaled in float32."""
 
-    comptime GEMV_ROWS = 8
+    comptime GEMV_ROWS = MAX_ROWS if IS_512 else 8
     comptime PREPARES = True
     comptime TILE_SIZE = BYTE_TILE_SIZE
 
@@ -45,6 +49,10 @@ struct ByteBlocks[F: BlockFormat](Product):
         N: Int,
         K: Int,
     ):
+        comptime if IS_512:
+            if M >= COLUMNS_FROM and count >= COLUMNS:
+                multiply_columns[Self.F](y, x.unsafe_bitcast[UInt8](), w, M, count, N, K)
+                return
         block_gemv[QuantizedRows[Self.F]](y, x.unsafe_bitcast[UInt8](), w, M, count, N, K)
 
     @staticmethod

@@ -4,9 +4,8 @@ from std.memory import bitcast
 from std.sys.info import CompilationTarget
 from std.sys.intrinsics import llvm_intrinsic
 
-from .vectors import WIDTH
+from .vectors import IS_512, WIDTH
 
-comptime IS_512 = WIDTH == 16 and CompilationTarget._has_feature["avx512bw"]()
 comptime HAS_PAIRS = CompilationTarget.has_avx2()
 comptime HAS_VNNI = CompilationTarget._has_feature["avx512vnni" if IS_512 else "avxvnni"]()
 comptime LANES = 16 if IS_512 else min(WIDTH, 8)

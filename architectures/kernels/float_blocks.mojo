@@ -17,7 +17,6 @@ struct FloatRows[F: BlockFormat](PreparedRows):
     A row is a record for each unit: its values, with zeros to the end; for formats with minima the sums of the groups.
     """
 
-    comptime EIGHT = False
     comptime Format = Self.F
     comptime SUMS = Self.F.UNIT * 4
     comptime RECORD_BYTES = Self.SUMS + (64 if Self.F.HAS_MINIMA else 0)

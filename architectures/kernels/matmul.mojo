@@ -4,13 +4,17 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import parallelize
 from max.gpu.host import DeviceContext
-from std.math import ceildiv
+from std.atomic import Atomic
+from std.math import align_up, ceildiv
 from std.sys.info import num_physical_cores
 
 from .dense import Dense
 from .gemm import gemm
 from .product import Product
-from .vectors import uninitialized
+from .vectors import WIDTH, uninitialized
+
+comptime PIECE_BYTES = 1 << 16
+"""Least weights that a core takes at a time."""
 
 
 @extensibility.register("graph_pipelines.matmul")
@@ -49,13 +53,25 @@ def multiply[
 def multiply_few[
     P: Product
 ](y: Pointer[mut=True, Float32, _], rows: Pointer[Float32, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
-    """The same for a few rows; each core computes a contiguous part of the outputs."""
+    """The same for a few rows; each core takes the next piece of the outputs until none is left.
+
+    Large pieces are read fastest; small ones at the end make up for a core that started late or was disturbed.
+    """
     var num_tasks = num_physical_cores()
-    var share = ceildiv(N, num_tasks)
+    var least = ceildiv(PIECE_BYTES, P.weight_bytes(K))
+    var large = align_up(ceildiv(N * 3, num_tasks * 4), WIDTH)
+    var small = align_up(max(least, ceildiv(N, num_tasks * 32)), WIDTH)
+    var next_piece = Int64(0)
+    var counter = Pointer(to=next_piece)
 
-    def task(t: Int) {imm}:
-        var first = t * share
-        var count = max(0, min(share, N - first))
-        P.gemv(y.unsafe_offset(first), rows, w.unsafe_offset(first * P.weight_bytes(K)), M, count, N, K)
+    def work(_core: Int) {imm}:
+        while True:
+            var piece = Int(Atomic[Int64].fetch_add(counter, 1))
+            var first = min(piece, num_tasks) * large + max(0, piece - num_tasks) * small
+            if first >= N:
+                return
+            var count = min(large if piece < num_tasks else small, N - first)
+            P.gemv(y.unsafe_offset(first), rows, w.unsafe_offset(first * P.weight_bytes(K)), M, count, N, K)
 
-    parallelize(task, num_tasks)
+    parallelize(work, num_tasks)
+    _ = next_piece

@@ -32,13 +32,22 @@ def quantize(x: Pointer[Float32, _], mut values: Quantized) -> Float32:
 struct QuantizedRows[F: BlockFormat](PreparedRows):
     """The records of quantized rows, and their products."""
 
-    comptime EIGHT = True
     comptime Format = Self.F
     comptime SPANS = Self.F.UNIT // 64 // Self.F.SPAN
     comptime STARTS = Self.F.UNIT
     comptime SCALES = Self.STARTS + (Self.SPANS * 64 if Self.F.OFFSET > 0 else 0)
     comptime SUMS = Self.SCALES + Self.SPANS * 64
-    comptime RECORD_BYTES = Self.SUMS + (64 if Self.F.HAS_MINIMA else 0)
+    comptime GROUP_STARTS = Self.SUMS + (64 if Self.F.HAS_MINIMA else 0)
+    comptime RECORD_BYTES = Self.GROUP_STARTS + (64 if Self.F.OFFSET > 0 else 0)
+
+    @staticmethod
+    @always_inline
+    def scale_offset[group: Int]() -> Int:
+        """Where the record has the scale of a group of 32."""
+        comptime for place in range(Self.F.UNIT // CHUNK):
+            comptime if Self.F.chunk(place) * CHUNK == group * GROUP:
+                return Self.SCALES + place // 4 // Self.F.SPAN * 64 + place % 4 * 16
+        return 0
 
     @staticmethod
     def quantize_row(row: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _], K: Int):
@@ -71,6 +80,12 @@ struct QuantizedRows[F: BlockFormat](PreparedRows):
                 comptime for v in range(span * Self.F.SPAN, (span + 1) * Self.F.SPAN):
                     starts = dot_bytes[Self.F.OFFSET, 16](starts, Bytes(Self.F.OFFSET), signed(record, v * 64))
                 record.unsafe_offset(Self.STARTS + span * 64).unsafe_bitcast[Int32]().unsafe_store(-starts)
+        comptime if Self.F.OFFSET > 0:
+            var starts = SIMD[DType.int32, 16](0)
+            comptime for place in range(Self.F.UNIT // CHUNK):
+                comptime group = Self.F.chunk(place) * CHUNK // Self.F.GROUP
+                starts[group] -= Int32(Self.F.OFFSET) * values[Self.F.chunk(place)].cast[DType.int32]().reduce_add()
+            record.unsafe_offset(Self.GROUP_STARTS).unsafe_bitcast[Int32]().unsafe_store(starts)
         comptime if Self.F.HAS_MINIMA:
             record.unsafe_offset(Self.SUMS).unsafe_bitcast[Float32]().unsafe_store(sums)
 

@@ -5,6 +5,8 @@ from std.math import align_down
 from std.sys.info import CompilationTarget, simd_width_of
 
 comptime WIDTH = simd_width_of[DType.float32]()
+comptime IS_512 = WIDTH == 16 and CompilationTarget._has_feature["avx512bw"]()
+"""Whether vectors of 64 bytes and 32 words can be computed with."""
 comptime Vector = SIMD[DType.float32, WIDTH]
 comptime HAS_32_REGISTERS = WIDTH >= 16 or not CompilationTarget.is_x86()
 
@@ -52,12 +54,12 @@ def widen[dtype: DType](target: Pointer[mut=True, Float32, _], source: Pointer[S
 
 
 @always_inline
-def transpose(mut square: Array[Vector, WIDTH]):
+def transpose[size: Int = WIDTH](mut square: Array[SIMD[DType.float32, size], size]):
     """Each round of interleaving moves the highest bit of the row's number to the lowest of the column's."""
-    comptime for _ in range(log2_floor(WIDTH)):
-        var next = Array[Vector, WIDTH](fill=Vector(0))
-        comptime for i in range(WIDTH // 2):
-            var both = square[i].interleave(square[i + WIDTH // 2])
-            next[2 * i] = both.slice[WIDTH, offset=0]()
-            next[2 * i + 1] = both.slice[WIDTH, offset=WIDTH]()
+    comptime for _ in range(log2_floor(size)):
+        var next = Array[SIMD[DType.float32, size], size](fill=SIMD[DType.float32, size](0))
+        comptime for i in range(size // 2):
+            var both = square[i].interleave(square[i + size // 2])
+            next[2 * i] = both.slice[size, offset=0]()
+            next[2 * i + 1] = both.slice[size, offset=size]()
         square = next^

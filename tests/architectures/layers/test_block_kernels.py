@@ -226,13 +226,13 @@ def test_sums_of_groups_are_exact(model: Model) -> None:
 def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
     """To the bit where rows are few; a value that is no number stays in its row, a weight in its output."""
     rng, sizes = np.random.default_rng(0), {32: 13 * 32, 256: 512}
-    weights = {name: random_blocks(rng, name, 9, sizes[block_size(name)]) for name in SCALES}
+    weights = {name: random_blocks(rng, name, 73, sizes[block_size(name)]) for name in SCALES}
     xs = {size: rng.standard_normal((40, length), np.float32) for size, length in sizes.items()}
     alone = multiply(model, {size: x[:1] for size, x in xs.items()}, weights, np.zeros(1, np.int64))
     bad = {name: w.copy() for name, w in weights.items()}
     for name in bad:
         bad[name][1:] = 255
-    for num_rows in (2, 5, 8, 13, 40):
+    for num_rows in (2, 4, 5, 8, 13, 40):
         for value in (np.nan, np.inf, -np.inf):
             x = {size: x[:num_rows].copy() for size, x in xs.items()}
             for rows in x.values():
@@ -240,7 +240,7 @@ def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
             for name, products in multiply(model, x, bad, np.zeros(1, np.int64)).items():
                 assert np.allclose(products.float32[0, 0], alone[name].float32[0, 0], rtol=1e-4, atol=1e-4)
                 assert np.allclose(products.int8[0, 0], alone[name].int8[0, 0], rtol=1e-4, atol=1e-4)
-                assert num_rows > 8 or products.int8[0, 0] == alone[name].int8[0, 0], name
+                assert num_rows > 4 or products.int8[0, 0] == alone[name].int8[0, 0], name
                 assert not np.isfinite(products.int8[1:, 0]).any(), name
                 assert not np.isfinite(products.float32[1:, 0]).any(), name
 
@@ -327,7 +327,8 @@ def test_products_on_other_cpus(model: Model, cpu: str, tmp_path: Path) -> None:
     products.instructions(name)
     assert name.value.decode() == instructions
     rng = np.random.default_rng(0)
-    for num_rows, out, num_blocks in ((1, 5, 3), (3, 33, 2), (8, 7, 5), (20, 100, 5), (70, 17, 3)):
+    shapes = ((1, 5, 3), (3, 33, 2), (8, 7, 5), (5, 97, 5), (13, 160, 3), (20, 100, 5), (70, 17, 3))
+    for num_rows, out, num_blocks in shapes:
         for format_name in ("q8_0", "q4_k", "q6_k", "q5_0"):
             size_in = num_blocks * block_size(format_name)
             w = random_blocks(rng, format_name, out, size_in)
