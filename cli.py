@@ -122,7 +122,7 @@ _MODEL_OPTIONS = (
         type=click.Choice([AUTO, *ACTIVATION_ENCODINGS]),
         default=AUTO,
         show_default=True,
-        help="In products with weights of 8 bits or fewer; auto: int8.",
+        help="In products on CPU; auto: int8 with weights of 8 bits or fewer, or float32. bfloat16 needs such weights.",
     ),
     click.option(
         "--weight-cache/--no-weight-cache",

@@ -23,8 +23,9 @@ class NotAvailable(Exception):
 class Row:
     """An encoding, as each system names it; None: the system has none.
 
-    pipelines: an encoding, with a + that of the head. llama_cpp: those of the GGUF file, likewise. openvino: options of
-    its exporter; 4 bits are in groups of 128, and leave the head in 8, unless the options say otherwise.
+    pipelines: an encoding, with a + that of the head, with an @ that of the activations. llama_cpp: those of the GGUF
+    file, likewise. openvino: options of its exporter; 4 bits are in groups of 128, and leave the head in 8, unless the
+    options say otherwise.
     """
 
     pipelines: str
@@ -36,6 +37,7 @@ class Row:
 ROWS = {
     "float32": Row("float32", "float32", "--weight-format fp32", "float32"),
     "16-bit": Row("bfloat16", "bfloat16", "--weight-format fp16", "bfloat16"),
+    "16-bit, bfloat16 activations": Row("bfloat16@bfloat16", "bfloat16", "--weight-format fp16", "bfloat16"),
     "8-bit": Row("q8_0", "q8_0", "--weight-format int8"),
     "4-bit, 8-bit head": Row("q4_0+q8_0", "q4_0+q8_0", "--weight-format int4"),
     "4-bit": Row("q4_0+q4_0", "q4_0+q4_0", "--weight-format int4 --all-layers"),

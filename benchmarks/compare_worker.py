@@ -48,8 +48,12 @@ class Pipelines:
         from pipelines import PipelineConfig
         from pipelines.load import prepare_pipeline
 
-        name, _, head = encoding.partition("+")
-        fields: dict[str, Any] = {"quantization_encoding": name} | ({"head_encoding": head} if head else {})
+        weights, _, activations = encoding.partition("@")
+        name, _, head = weights.partition("+")
+        optional = {"head_encoding": head, "activation_encoding": activations}
+        fields: dict[str, Any] = {"quantization_encoding": name} | {
+            key: value for key, value in optional.items() if value
+        }
         config = PipelineConfig(model=model, max_length=max_length, max_batch_size=8, **fields)
         prepared = prepare_pipeline(config)
         # Pages for one long row, or eight short ones.

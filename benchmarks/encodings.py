@@ -1,6 +1,6 @@
 """What each encoding of weights costs in accuracy: the demo model on a text, beside llama.cpp on the same GGUF files.
 
-    python benchmarks/encodings.py [--text FILE] [--tokens 4096] [--llama-python llama/bin/python] [--json]
+    python benchmarks/encodings.py [--text FILE] [--tokens 4096] [--encoding q4_0] [--llama-python PYTHON] [--json]
 
 Every system computes the logits of the same tokens, in prompts of 512, and is compared with ours in float32: the
 largest and the mean difference of a logit, the mean divergence (KL, in nats), the share of positions with the same
@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,10 +26,12 @@ from gguf_checkpoint import write_gguf
 from pipelines import PipelineConfig, load_pipeline
 from pipelines.loading.blocks import FORMATS
 from pipelines.loading.checkpoint import DEMO_FOLDER
+from pipelines.loading.encodings import encoding
 from pipelines.text.tokenizer import TextTokenizer
 
 LENGTH = 512
 """Tokens of a prompt."""
+NAMES = ("bfloat16", *FORMATS)
 WORKER = Path(__file__).with_name("llama_logits.py")
 COLUMNS = ("max diff", "mean diff", "KL", "top-1", "perplexity", "to float32")
 
@@ -77,18 +80,18 @@ def perplexity(log_p: npt.NDArray[np.float64], prompts: Prompts) -> float:
     return float(np.exp(statistics.fmean(losses)))
 
 
-def measure(prompts: Prompts, llama_python: str | None, folder: Path) -> dict[str, dict[str, float]]:
-    """Compares every encoding, with both types of activations."""
+def measure(
+    names: Sequence[str], prompts: Prompts, llama_python: str | None, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Compares encodings, with all types of activations that they have."""
     exact, results = ours(prompts, quantization_encoding="float32"), {}
-    for encoding in ("bfloat16", *FORMATS):
-        path = write_gguf(DEMO_FOLDER, folder / f"{encoding}.gguf", encoding)
-        if encoding not in FORMATS:
-            results[encoding] = compare(ours(prompts, path), exact, prompts)
-        for activations in ("float32", "int8") if encoding in FORMATS else ():
-            found = ours(prompts, path, activation_encoding=activations)
-            results[f"{encoding}, {activations}"] = compare(found, exact, prompts)
+    for name in names:
+        path = write_gguf(DEMO_FOLDER, folder / f"{name}.gguf", name)
+        for activations in encoding(name).product_dtypes:
+            found = ours(prompts, path, activation_encoding=activations.name)
+            results[f"{name}, {activations.name}"] = compare(found, exact, prompts)
         if llama_python is not None:
-            results[f"{encoding}, llama.cpp"] = compare(llama_cpp(llama_python, path, prompts), exact, prompts)
+            results[f"{name}, llama.cpp"] = compare(llama_cpp(llama_python, path, prompts), exact, prompts)
     return results
 
 
@@ -104,13 +107,14 @@ def print_table(results: dict[str, dict[str, float]]) -> None:
 @click.option("--text", type=click.Path(exists=True, path_type=Path), default=Path(statistics.__file__))
 @click.option("--tokens", default=4096, show_default=True)
 @click.option("--llama-python", help="A Python with llama-cpp-python.")
+@click.option("--encoding", "names", type=click.Choice(NAMES), multiple=True, help="Only these.")
 @click.option("--json", "as_json", is_flag=True)
-def main(text: Path, tokens: int, llama_python: str | None, as_json: bool) -> None:
+def main(text: Path, tokens: int, llama_python: str | None, names: tuple[str, ...], as_json: bool) -> None:
     ids = TextTokenizer.from_pretrained(DEMO_FOLDER).encode(text.read_text())
     count = min(tokens, len(ids)) // LENGTH
     prompts = [ids[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
     with TemporaryDirectory() as folder:
-        results = measure(prompts, llama_python, Path(folder))
+        results = measure(names or NAMES, prompts, llama_python, Path(folder))
     if as_json:
         json.dump(results, sys.stdout, indent=1)
     else:

@@ -24,12 +24,12 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
 
 from architectures.layers import kernels
-from pipelines.loading.encodings import float32
+from pipelines.loading.encodings import bfloat16, float32
 
 SHAPES = {"qkv": (1536, 1152), "out": (1152, 1024), "gate_up": (13824, 1152), "down": (1152, 6912)}
 """(outputs, inputs) of a layer's matrices."""
 NUM_WEIGHTS = 8
-PAIRS = [("f32", "MAX"), ("f32", "torch f32"), ("bf16", "f32"), ("bf16", "MAX"), ("bf16", "torch bf16")]
+PAIRS = [("f32", "MAX"), ("f32", "torch f32"), ("bf16", "f32"), ("bf16", "MAX"), ("rounded", "torch bf16")]
 
 WAYS = {"int8": True, "float": False}
 """How activations are multiplied with quantized weights: whether they are quantized."""
@@ -39,6 +39,11 @@ Product = Callable[[TensorValue, TensorValue], TensorValue]
 
 def ours(x: TensorValue, w: TensorValue) -> TensorValue:
     record = float32.RECORD
+    return record.matmul(x, record.matrix(w))
+
+
+def rounded(x: TensorValue, w: TensorValue) -> TensorValue:
+    record = bfloat16.BFloat16(DType.bfloat16)
     return record.matmul(x, record.matrix(w))
 
 
@@ -85,7 +90,7 @@ def multiply_all(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
         torch.mm(x, w.T)
 
 
-def compare(shape: tuple[int, int], num_rows: int, own: dict[DType, Model], library: Model, seconds: float) -> str:
+def compare(shape: tuple[int, int], num_rows: int, own: dict[str, Model], library: Model, seconds: float) -> str:
     """Returns a line of speeds and ratios."""
     out, size_in = shape
     x = torch.randn(num_rows, size_in)
@@ -97,8 +102,9 @@ def compare(shape: tuple[int, int], num_rows: int, own: dict[DType, Model], libr
     }
     times = measure(
         {
-            "f32": partial(own[DType.float32].execute, *inputs[DType.float32]),
-            "bf16": partial(own[DType.bfloat16].execute, *inputs[DType.bfloat16]),
+            "f32": partial(own["f32"].execute, *inputs[DType.float32]),
+            "bf16": partial(own["bf16"].execute, *inputs[DType.bfloat16]),
+            "rounded": partial(own["rounded"].execute, *inputs[DType.bfloat16]),
             "MAX": partial(library.execute, *inputs[DType.float32]),
             "torch f32": partial(multiply_all, x, wide),
             "torch bf16": partial(multiply_all, x.bfloat16(), narrow),
@@ -152,8 +158,10 @@ def main(rows: str, seconds: float, formats: str | None) -> None:
     if formats:
         print_formats(formats.split(","), list(map(int, rows.split(","))), seconds)
         return
-    own = {dtype: load(ours, dtype, ("out", "in")) for dtype in (DType.float32, DType.bfloat16)}
-    click.echo("shape rows: GFLOP/s of ours in float32 and bfloat16, of MAX, of torch in both | ratios of speeds")
+    products = {"f32": (ours, DType.float32), "bf16": (ours, DType.bfloat16), "rounded": (rounded, DType.bfloat16)}
+    own = {name: load(product, dtype, ("out", "in")) for name, (product, dtype) in products.items()}
+    click.echo("shape rows: GFLOP/s of ours in float32, bfloat16, and with activations rounded to bfloat16, of MAX,")
+    click.echo("of torch in float32 and bfloat16 | ratios of speeds")
     for name, shape in SHAPES.items():
         library = load(maxs, DType.float32, shape)
         for num_rows in map(int, rows.split(",")):

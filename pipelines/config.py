@@ -39,7 +39,7 @@ class PipelineConfig:
     devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"
     quantization_encoding: str = AUTO
     head_encoding: str = AUTO  # of the embedding and the head
-    activation_encoding: str = AUTO  # of activations in products with weights in blocks; auto: int8
+    activation_encoding: str = AUTO  # of activations in products; auto: int8 with weights in blocks, else as they are
     max_length: int | None = None  # tokens of prompt and output; None: the model's limit, or what fits in memory
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
@@ -83,10 +83,10 @@ class PipelineConfig:
         return self.quantization_encoding == AUTO
 
     @property
-    def has_int8_activations(self) -> bool:
-        """Whether products quantize activations, in a run whose encoding is chosen."""
-        has_blocks = encoding(self.quantization_encoding).has_blocks
-        return has_blocks and ACTIVATION_ENCODINGS.get(self.activation_encoding, True)
+    def rounds_activations(self) -> bool:
+        """Whether products round activations to fewer bits, in a run whose encoding is chosen."""
+        default = encoding(self.quantization_encoding).product_dtypes[0].name
+        return (default if self.activation_encoding == AUTO else self.activation_encoding) != ACTIVATION_ENCODINGS[0]
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:

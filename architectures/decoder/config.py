@@ -20,7 +20,6 @@ from pipelines.loading.blocks import StoredType, stored_type
 from pipelines.loading.checkpoint import resolve_config
 from pipelines.loading.encoding import Encoding
 from pipelines.loading.encodings import (
-    ACTIVATION_ENCODINGS,
     DEFAULT_ENCODINGS,
     ENCODINGS,
     QUANT_METHODS,
@@ -118,8 +117,8 @@ class DecoderConfig:
             "rope_parameters": _rope_parameters(text.rope_parameters, layer_types),
             "dtype": requested.activation_dtypes[run.device_kind],
             "kv_cache_dtype": _kv_cache_dtype(run, requested.activation_dtypes[run.device_kind]),
-            "encoding": requested.on(run.device_kind),
-            "head_encoding": cls._head_encoding(run).on(run.device_kind),
+            "encoding": _with_activations(requested, run),
+            "head_encoding": cls._head_encoding(run),
             "devices": tuple(run.device_refs),
         }
 
@@ -150,7 +149,7 @@ class DecoderConfig:
             raise ValueError(
                 f"quantization_encoding {name!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
             )
-        return _with_activations(encoding(name), run)
+        return encoding(name)
 
     @classmethod
     def _head_encoding(cls, run: PipelineConfig) -> Encoding:
@@ -160,13 +159,14 @@ class DecoderConfig:
             ValueError: The device does not run it.
         """
         if run.head_encoding == AUTO:
-            return cls._requested_encoding(run).head
+            return _with_activations(cls._requested_encoding(run), run).head
         choices = cls.encodings[run.device_kind]
         if run.head_encoding not in choices:
             raise ValueError(
                 f"head_encoding {run.head_encoding!r} does not run on {run.device_kind} ({', '.join(choices)} do)"
             )
-        return _with_activations(encoding(run.head_encoding), run)
+        record = encoding(run.head_encoding).on(run.device_kind)
+        return record if run.activation_encoding == AUTO else record.with_activations(DType[run.activation_encoding])
 
     def _read_quantization(self, quantization_config: Any | None, requested: Encoding, run: PipelineConfig) -> None:
         if quantization_config is None:
@@ -301,14 +301,24 @@ class DecoderConfig:
         )
 
 
-def _with_activations(record: Encoding, run: PipelineConfig) -> Encoding:
-    """The encoding with the run's activations; int8 unless it asks for others."""
+def _with_activations(requested: Encoding, run: PipelineConfig) -> Encoding:
+    """The encoding of the matrices in the device's memory, whose products round activations as the run asks for.
+
+    Raises:
+        ValueError: The device or the encoding does not have the type.
+    """
+    record = requested.on(run.device_kind)
     if run.activation_encoding == AUTO:
         return record
-    int8 = ACTIVATION_ENCODINGS[run.activation_encoding]
-    if int8 and not record.has_blocks:
-        raise ValueError(f"activation_encoding {run.activation_encoding} needs block encodings; {record.name} is none")
-    return record.with_activations(int8)
+    dtype, on_gpu = DType[run.activation_encoding], run.device_kind == "gpu"
+    dtypes = (record.activation_dtypes["gpu"],) if on_gpu else record.product_dtypes
+    if dtype not in dtypes:
+        place, choices = " on gpu" if on_gpu else "", ", ".join(choice.name for choice in dtypes)
+        raise ValueError(
+            f"activation_encoding (--activation-encoding) {dtype.name} does not go with {record.name}{place}: "
+            f"choose one of {AUTO}, {choices}"
+        )
+    return record.with_activations(dtype)
 
 
 def _kv_cache_dtype(run: PipelineConfig, activation_dtype: DType) -> DType:

@@ -17,7 +17,7 @@ from architectures.decoder.config import DecoderConfig
 from architectures.decoder.inputs import DecoderBuffers, DecoderInputs
 from architectures.decoder.rope_tables import RopeTables
 from architectures.layers.attention import FULL
-from architectures.layers.kernels import byte_instructions
+from architectures.layers.kernels import product_instructions
 from kv_cache import advance, to_device
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
@@ -109,7 +109,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return self.models[DECODER]
 
     def describe_products(self) -> str:
-        return f"products of bytes with {byte_instructions()}" if self.config.encoding.has_blocks else ""
+        return product_instructions(self.config.encoding.product_dtype) if self.config.devices[0].is_cpu() else ""
 
     def compile(self, names: Iterable[str]) -> None:
         for name in names:

@@ -1,4 +1,6 @@
+from .activations import *
 from .attention import *
+from .bfloat16 import *
 from .block_matmul import *
 from .experts import *
 from .matmul import *

@@ -1,19 +1,24 @@
 """Products with weights of plain floating point."""
 
+from std.math import ceildiv
 from std.sys.info import size_of
 
 from .gemv import GEMV_ROWS, gemv
-from .pack import pack_rows, packed_size, piece_size
+from .pack import MAX_REST, pack_rows, packed_size, piece_size
 from .product import Product
 from .tile import NR, TILE_STRIDE, load_tile, multiply_tile
 from .vectors import WIDTH
+from .words import Floats, Words, round_row
 
 
-struct Dense[dtype: DType](Product):
-    """Weights [N, K] in float32 or bfloat16."""
+struct Dense[dtype: DType, W: Words = Floats](Product):
+    """Weights [N, K] in float32 or bfloat16.
 
-    comptime GEMV_ROWS = GEMV_ROWS
-    comptime PREPARES = False
+    Rows of activations become words; few rows are rounded as words round them, and multiplied in float32.
+    """
+
+    comptime GEMV_ROWS = GEMV_ROWS if Self.W.VALUES == 1 else MAX_REST
+    comptime PREPARES = Self.W.ROUNDS
     comptime TILE_SIZE = NR * TILE_STRIDE
 
     @staticmethod
@@ -24,11 +29,11 @@ struct Dense[dtype: DType](Product):
     @staticmethod
     @always_inline
     def prepared_size(K: Int) -> Int:
-        return 0
+        return K
 
     @staticmethod
     def prepare_row(row: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], K: Int):
-        pass
+        round_row(row, x, K)
 
     @staticmethod
     @always_inline
@@ -46,29 +51,30 @@ struct Dense[dtype: DType](Product):
     @staticmethod
     @always_inline
     def row_size(K: Int) -> Int:
-        return K
+        return ceildiv(K, Self.W.VALUES)
 
     @staticmethod
     @always_inline
     def packed_size(M: Int, K: Int) -> Int:
-        return packed_size(M, K)
+        return packed_size(M, Self.row_size(K))
 
     @staticmethod
     @always_inline
     def pack_rows(packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
-        pack_rows[WIDTH](packed, x, vector, M, K)
+        pack_rows[WIDTH, Self.W](packed, x, vector, M, K)
 
     @staticmethod
     @always_inline
     def piece_size(K: Int) -> Int:
-        return piece_size[WIDTH](K)
+        return piece_size[WIDTH](Self.row_size(K)) * Self.W.VALUES
 
     @staticmethod
     @always_inline
     def load_tile(
         tile: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
     ):
-        load_tile(tile, w.unsafe_bitcast[Scalar[Self.dtype]](), rows, depth, row_bytes // size_of[Self.dtype]())
+        var stride = row_bytes // size_of[Self.dtype]()
+        load_tile[Self.W](tile, w.unsafe_bitcast[Scalar[Self.dtype]](), rows, depth, stride)
 
     @staticmethod
     @always_inline
@@ -81,6 +87,9 @@ struct Dense[dtype: DType](Product):
         k: Int,
         K: Int,
     ):
-        comptime step = WIDTH * size_of[Self.dtype]()
-        var depth = min(Self.piece_size(K), K - k)
-        multiply_tile(sums, packed, tile, next_weights, Self.weight_bytes(K), step, M, k, depth, K)
+        comptime step = WIDTH * Self.W.VALUES * size_of[Self.dtype]()
+        var depth = Self.row_size(min(Self.piece_size(K), K - k))
+        var first = k // Self.W.VALUES
+        multiply_tile[Self.W](
+            sums, packed, tile, next_weights, Self.weight_bytes(K), step, M, first, depth, Self.row_size(K)
+        )

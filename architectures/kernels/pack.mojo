@@ -6,7 +6,8 @@ rows, [K of the piece, rows], which the micro-kernel reads in order. The few row
 
 from std.math import align_down, align_up, ceildiv
 
-from .vectors import HAS_32_REGISTERS, WIDTH, Vector, load, store, transpose, widen
+from .vectors import HAS_32_REGISTERS, WIDTH, Vector, store, transpose
+from .words import Floats, Words, copy_words, load_last_words, load_words
 
 comptime NV = 4 if HAS_32_REGISTERS else 2
 """Most vectors of rows in a panel: with NR rows of the weight, their sums leave registers for what is multiplied."""
@@ -49,24 +50,26 @@ def packed_size(M: Int, K: Int) -> Int:
 
 @always_inline
 def pack_rows[
-    step: Int
+    step: Int, W: Words = Floats
 ](packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], vector: Int, M: Int, K: Int):
     """Packs rows vector * WIDTH to (vector + 1) * WIDTH of the M rows of a block, as far as there are.
 
     Pieces of K are multiples of `step`.
     """
+    var words = ceildiv(K, W.VALUES)
     var vectors = num_vectors(M)
     var first = vector * WIDTH
     var rows = min(WIDTH, M - first)
     if vector < vectors:
-        transpose_rows[step](packed, x.unsafe_offset(first * K), rows, K, vector, vectors)
+        transpose_rows[step, W](packed, x.unsafe_offset(first * K), rows, K, vector, vectors)
         return
     for m in range(rows):
-        widen(packed.unsafe_offset(first * K + m * rest_stride(K)), x.unsafe_offset((first + m) * K), K)
+        var target = packed.unsafe_offset(first * words + m * rest_stride(words))
+        copy_words[W](target, x.unsafe_offset((first + m) * K), K)
 
 
 def transpose_rows[
-    step: Int
+    step: Int, W: Words
 ](
     packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], rows: Int, K: Int, vector: Int, vectors: Int
 ):
@@ -76,29 +79,39 @@ def transpose_rows[
         panel += 1
     var first = panel_start(panel, vectors)
     var stride = (panel_start(panel + 1, vectors) - first) * WIDTH
-    var size = piece_size[step](K)
-    for k in range(0, K, size):
-        var depth = min(size, K - k)
-        var target = packed.unsafe_offset((k * vectors + first * depth + vector - first) * WIDTH)
-        transpose_piece(target, x.unsafe_offset(k), rows, depth, K, stride)
+    var words = ceildiv(K, W.VALUES)
+    var size = piece_size[step](words)
+    for word in range(0, words, size):
+        var depth = min(size, words - word)
+        var target = packed.unsafe_offset((word * vectors + first * depth + vector - first) * WIDTH)
+        var k = word * W.VALUES
+        transpose_piece[W](target, x.unsafe_offset(k), rows, min(depth * W.VALUES, K - k), K, stride)
 
 
 @always_inline
-def transpose_piece(
-    packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], rows: Int, depth: Int, K: Int, stride: Int
-):
-    """Packed [depth, WIDTH] = x [rows, depth].T, and zeros."""
-    var whole = align_down(depth, WIDTH)
-    for k in range(0, whole, WIDTH):
+def transpose_piece[
+    W: Words
+](packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], rows: Int, depth: Int, K: Int, stride: Int):
+    """Packed [words of depth, WIDTH] = x [rows, depth].T, and zeros."""
+    comptime step = WIDTH * W.VALUES
+    for k in range(0, align_down(depth, step), step):
         var square = Array[Vector, WIDTH](fill=Vector(0))
         comptime for m in range(WIDTH):
             if m < rows:
-                square[m] = load(x, m * K + k)
-        transpose(square)
-        comptime for i in range(WIDTH):
-            store(packed, (k + i) * stride, square[i])
-    for k in range(whole, depth):
-        var column = Vector(0)
+                square[m] = load_words[W](x.unsafe_offset(m * K + k))
+        store_square(packed.unsafe_offset(k // W.VALUES * stride), square, WIDTH, stride)
+    var rest = depth % step
+    if rest > 0:
+        var square = Array[Vector, WIDTH](fill=Vector(0))
         for m in range(rows):
-            column[m] = x.unsafe_offset(m * K + k).unsafe_load()
-        store(packed, k * stride, column)
+            square[m] = load_last_words[W](x.unsafe_offset(m * K + depth - rest), rest)
+        store_square(packed.unsafe_offset((depth - rest) // W.VALUES * stride), square, ceildiv(rest, W.VALUES), stride)
+
+
+@always_inline
+def store_square(packed: Pointer[mut=True, Float32, _], mut square: Array[Vector, WIDTH], count: Int, stride: Int):
+    """Stores the first columns of a square as rows."""
+    transpose(square)
+    comptime for i in range(WIDTH):
+        if i < count:
+            store(packed, i * stride, square[i])

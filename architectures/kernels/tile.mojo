@@ -1,14 +1,15 @@
 """Products of packed rows with a tile of weights that stays in L1.
 
-A tile is a piece of NR rows of the weight in float32, TILE_STRIDE apart: another format of weights is another
-`load_tile`.
+A tile is a piece of NR rows of the weight in words, TILE_STRIDE apart: another format of weights is another
+`load_tile`. Depths, and places along K, count words.
 """
 
 from std.math import align_up, ceildiv
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .pack import KC, NV, num_vectors, panel_start, rest_stride
-from .vectors import WIDTH, Vector, load, store, widen
+from .vectors import WIDTH, Vector, load, store
+from .words import Floats, Words, copy_words
 
 comptime NR = 6
 """Rows of the weight in a tile."""
@@ -20,19 +21,21 @@ comptime MR = 4 if NV == 4 else 1
 
 @always_inline
 def load_tile[
-    dtype: DType
+    W: Words, dtype: DType
 ](tile: Pointer[mut=True, Float32, _], w: Pointer[Scalar[dtype], _], rows: Int, depth: Int, K: Int):
-    """Widens a piece of up to NR rows; the tile's other rows keep what they have, and nobody uses their products."""
+    """Copies a piece of up to NR rows; the tile's other rows keep what they have, and nobody uses their products."""
     if rows == NR:
         comptime for r in range(NR):
-            widen(tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
+            copy_words[W](tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
     else:
         for r in range(rows):
-            widen(tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
+            copy_words[W](tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * K), depth)
 
 
 @always_inline
-def multiply_tile(
+def multiply_tile[
+    W: Words = Floats
+](
     sums: Pointer[mut=True, Float32, _],
     packed: Pointer[Float32, _],
     tile: Pointer[Float32, _],
@@ -49,8 +52,8 @@ def multiply_tile(
     var whole = vectors * WIDTH
     var piece = packed.unsafe_offset(k * whole)
     var padded_M = align_up(M, WIDTH)
-    multiply_panels(sums, piece, tile, next_tile, next_stride, next_step, vectors, depth, padded_M, k > 0)
-    multiply_rest(
+    multiply_panels[W](sums, piece, tile, next_tile, next_stride, next_step, vectors, depth, padded_M, k > 0)
+    multiply_rest[W](
         sums.unsafe_offset(whole),
         packed.unsafe_offset(whole * K + k),
         tile,
@@ -63,7 +66,9 @@ def multiply_tile(
 
 
 @always_inline
-def multiply_panels(
+def multiply_panels[
+    W: Words
+](
     sums: Pointer[mut=True, Float32, _],
     packed: Pointer[Float32, _],
     tile: Pointer[Float32, _],
@@ -84,12 +89,12 @@ def multiply_panels(
         var rows = packed.unsafe_offset(first * WIDTH * depth)
         comptime for V in range(1, NV + 1):
             if width == V:
-                micro_kernel[V](target, rows, tile, next_tile, next_stride, step, depth, sums_stride, adds)
+                micro_kernel[W, V](target, rows, tile, next_tile, next_stride, step, depth, sums_stride, adds)
 
 
 @always_inline
 def micro_kernel[
-    V: Int
+    W: Words, V: Int
 ](
     sums: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
@@ -118,7 +123,7 @@ def micro_kernel[
             comptime for n in range(NR):
                 var weight = Vector(tile.unsafe_offset(n * TILE_STRIDE + k).unsafe_load())
                 comptime for v in range(V):
-                    totals[n * V + v] = weight.fma(inputs[v], totals[n * V + v])
+                    totals[n * V + v] = W.multiply_add(totals[n * V + v], weight, inputs[v])
     comptime for n in range(NR):
         comptime for v in range(V):
             var i = n * sums_stride + v * WIDTH
@@ -126,7 +131,9 @@ def micro_kernel[
 
 
 @always_inline
-def multiply_rest(
+def multiply_rest[
+    W: Words
+](
     sums: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
     tile: Pointer[Float32, _],
@@ -139,19 +146,19 @@ def multiply_rest(
     """Sums [NR, rows] = tile [NR, depth] @ x [rows, depth].T, or that much more."""
     var whole = rows - rows % MR
     for m in range(0, whole, MR):
-        multiply_rows[MR](
+        multiply_rows[W, MR](
             sums.unsafe_offset(m), x.unsafe_offset(m * x_stride), tile, depth, x_stride, sums_stride, adds
         )
     comptime for rest in range(1, MR):
         if rows - whole == rest:
-            multiply_rows[rest](
+            multiply_rows[W, rest](
                 sums.unsafe_offset(whole), x.unsafe_offset(whole * x_stride), tile, depth, x_stride, sums_stride, adds
             )
 
 
 @always_inline
 def multiply_rows[
-    M: Int
+    W: Words, M: Int
 ](
     sums: Pointer[mut=True, Float32, _],
     x: Pointer[Float32, _],
@@ -167,7 +174,7 @@ def multiply_rows[
         comptime for n in range(NR):
             var weights = load(tile, n * TILE_STRIDE + k)
             comptime for m in range(M):
-                totals[n * M + m] = weights.fma(load(x, m * x_stride + k), totals[n * M + m])
+                totals[n * M + m] = W.multiply_add(totals[n * M + m], weights, load(x, m * x_stride + k))
     comptime for n in range(NR):
         comptime for m in range(M):
             var target = sums.unsafe_offset(n * sums_stride + m)

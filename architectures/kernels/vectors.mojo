@@ -1,7 +1,7 @@
 """Vectors of float32 as wide as the CPU's registers, and memory for them."""
 
 from std.bit import log2_floor
-from std.math import align_down
+from std.math import align_down, ceildiv
 from std.sys.info import CompilationTarget, simd_width_of
 
 comptime WIDTH = simd_width_of[DType.float32]()
@@ -17,8 +17,8 @@ def zeros(count: Int) -> List[Vector]:
 
 
 def uninitialized(count: Int) -> List[Vector]:
-    """Memory as `zeros` gives it, but not touched yet."""
-    return List[Vector](unsafe_uninit_length=count // WIDTH)
+    """Memory for any number of values, as `zeros` gives it, but not touched yet."""
+    return List[Vector](unsafe_uninit_length=ceildiv(count, WIDTH))
 
 
 @always_inline

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from max.dtype import DType
 from max.graph import DeviceRef
 
 from pipelines.native.build import compile_package, run_mojo
 
 SOURCES = Path(__file__).parents[1] / "kernels"
+INSTRUCTIONS = {DType.int8: ("bytes", "dot_bytes"), DType.bfloat16: ("bfloat16", "words")}
+"""What products multiply, and the module that knows by which instructions, by the type of activations."""
 
 
 def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
@@ -20,18 +23,22 @@ def extensions(devices: Sequence[DeviceRef]) -> list[Path]:
 
 
 @functools.cache
-def byte_instructions() -> str:
-    """Names the instructions that products of bytes are computed with on this CPU, such as `avx512-vnni`.
+def product_instructions(dtype: DType) -> str:
+    """Describes what products with activations in this type are computed with: "products of bytes with avx512-vnni".
 
-    The kernels choose them by the target they are compiled for, so that a program is compiled, in a second or two.
+    The kernels choose it by the target they are compiled for, so that a program is compiled, in a second or two. There
+    is no choice for float32, and no description.
 
     Raises:
         InputError: The program can't be compiled.
     """
+    if dtype not in INSTRUCTIONS:
+        return ""
+    values, module = INSTRUCTIONS[dtype]
     with TemporaryDirectory() as folder:
         program = Path(folder) / "instructions.mojo"
-        program.write_text("from kernels.dot_bytes import INSTRUCTIONS\n\n\ndef main():\n    print(INSTRUCTIONS)\n")
-        return run_mojo(["run", "-I", str(SOURCES.parent), str(program)]).strip()
+        program.write_text(f"from kernels.{module} import INSTRUCTIONS\n\n\ndef main():\n    print(INSTRUCTIONS)\n")
+        return f"products of {values} with {run_mojo(['run', '-I', str(SOURCES.parent), str(program)]).strip()}"
 
 
 @functools.cache

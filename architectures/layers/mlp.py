@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from max.graph import ops
-
-from architectures.layers.activations import ACTIVATIONS
+from architectures.layers.activations import gated
 from architectures.layers.linear import column_parallel, row_parallel
 from architectures.layers.weights import Partial, Replicated, Sharded, WeightTable
 from pipelines.loading.weight_spec import WeightSource
@@ -23,10 +21,6 @@ def gated_mlp(weights: WeightTable, x: Replicated, name: str, hidden: int, size:
     """
     gates = [WeightSource(f"{name}.{part}_proj.weight", (size, hidden), axis=0, units=size) for part in ("gate", "up")]
     gate_up = column_parallel(weights, x, f"{name}.gate_up_proj", gates)
-    width = gates[0].shard_size(len(x))
-    activated = []
-    for shard in gate_up:
-        gate, up = ops.split(shard, [width, width], axis=1)
-        activated.append(ACTIVATIONS[activation](gate) * up)
+    activated = Sharded([gated(shard, activation) for shard in gate_up])
     down = WeightSource(f"{name}.down_proj.weight", (hidden, size), axis=1, units=size)
-    return row_parallel(weights, Sharded(activated), down)
+    return row_parallel(weights, activated, down)

@@ -8,7 +8,7 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 from max.nn.kernels import moe_create_indices
 
-from architectures.layers.activations import ACTIVATIONS
+from architectures.layers.activations import gated
 from architectures.layers.linear import matmul
 from architectures.layers.weights import Partial, Replicated, WeightTable
 from pipelines.loading.encoding import ExpertRows, Matrix
@@ -47,8 +47,8 @@ class MixtureOfExperts:
     def _one_device(self, x_TD: TensorValue, router: Matrix, gate_up: Matrix, down: Matrix) -> TensorValue:
         scores, chosen = self._route(x_TD, router)
         experts = _Dispatch(chosen, self.num_experts)
-        gate, up = _halves(experts.matmul(experts.dispatch(x_TD), gate_up))
-        y_RD = experts.combine(experts.matmul(ACTIVATIONS[self.activation](gate) * up, down))
+        gate_up_RF = experts.matmul(experts.dispatch(x_TD), gate_up)
+        y_RD = experts.combine(experts.matmul(gated(gate_up_RF, self.activation), down))
         y_TKD = y_RD.reshape((x_TD.shape[0], self.num_experts_per_tok, self.hidden_size))
         weighted = y_TKD * ops.unsqueeze(ops.cast(scores, x_TD.dtype), -1)
         return ops.squeeze(ops.sum(weighted, axis=1), 1)
@@ -89,8 +89,3 @@ class _Dispatch:
     def combine(self, y_RD: TensorValue) -> TensorValue:
         """Restores the order of the tokens."""
         return y_RD if y_RD.device.is_cpu() else ops.gather(y_RD, self.restore, axis=0)
-
-
-def _halves(x: TensorValue) -> tuple[TensorValue, TensorValue]:
-    half = int(x.shape[1]) // 2
-    return x[:, :half], x[:, half:]

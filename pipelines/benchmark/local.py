@@ -69,7 +69,7 @@ class LocalBenchmark:
             model=self._describe_model(),
             versions={name: version(name) for name in ("graph-pipelines", "max")},
             results=results,
-            has_float32_products=config.device_kind == "cpu" and not self.prepared.config.has_int8_activations,
+            has_float32_products=config.device_kind == "cpu" and not config.rounds_activations,
         )
 
     def measure(self, model: PipelineModel, cache: KVCacheManager, stages: Stages) -> Iterator[LocalResult]:

@@ -11,8 +11,8 @@ from pipelines.config import PipelineConfig
 
 TOLERANCES = {"cpu": 1e-4, "gpu": 5e-2}
 """Tolerances by device kind, as fractions of the largest logit: activations are float32 on CPU, bfloat16 on GPU."""
-INT8_TOLERANCE = 5e-2
-"""Tolerance of a run that quantizes activations to int8, whose steps are those of bfloat16."""
+ROUNDED_TOLERANCE = 5e-2
+"""Tolerance of a run that rounds activations to int8 or bfloat16, whose steps are about the same."""
 
 
 def verify_to_console(
@@ -44,7 +44,7 @@ def verify_to_console(
 
 def _tolerance(config: PipelineConfig) -> float:
     """Tolerance of a run, whose encoding is chosen."""
-    return INT8_TOLERANCE if config.has_int8_activations else TOLERANCES[config.device_kind]
+    return ROUNDED_TOLERANCE if config.rounds_activations else TOLERANCES[config.device_kind]
 
 
 def _print_table(comparisons: Sequence[Comparison], tolerance: float) -> None:

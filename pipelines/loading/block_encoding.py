@@ -30,26 +30,27 @@ class BlockMatrix(Matrix):
 class BlockEncoding(UniformEncoding):
     """Matrices in a block format, as GGUF files store them, multiplied by our kernels on CPU.
 
-    fallback_name: the encoding of matrices whose rows are not whole blocks. int8_activations: whether products quantize
-    each row of activations by groups of 32, as llama.cpp and OpenVINO do by default; otherwise weights are dequantized,
-    and products are exact for them but for float32's roundings.
+    fallback_name: the encoding of matrices whose rows are not whole blocks. product_dtype: int8, and products quantize
+    each row of activations by groups of 32, as llama.cpp and OpenVINO do by default; or float32, and weights are
+    dequantized, and products are exact for them but for float32's roundings.
     """
 
     activation_dtypes: ClassVar = {"cpu": DType.float32}
     has_blocks: ClassVar = True
+    product_dtypes: ClassVar = (DType.int8, DType.float32)
 
     name: str
     fallback_name: str = bfloat16.RECORD.name
     head_name: str = "q8_0"
-    int8_activations: bool = True
+    product_dtype: DType = DType.int8
 
     @property
     def block_format(self) -> BlockFormat:
         """Format of the blocks, which has the name of the encoding."""
         return FORMATS[self.name]
 
-    def with_activations(self, int8: bool) -> Encoding:
-        return replace(self, int8_activations=int8)
+    def with_activations(self, dtype: DType) -> Encoding:
+        return replace(self, product_dtype=dtype) if dtype in self.product_dtypes else self
 
     @property
     def fallback(self) -> Encoding:
@@ -65,7 +66,7 @@ class BlockEncoding(UniformEncoding):
         return bfloat16.RECORD
 
     def _same_activations(self, name: str) -> Encoding:
-        return encoding(name).with_activations(self.int8_activations)
+        return encoding(name).with_activations(self.product_dtype)
 
     def can_hold(
         self,
@@ -109,4 +110,4 @@ class BlockEncoding(UniformEncoding):
     @property
     def _product(self) -> dict[str, str | bool]:
         """Parameters of the kernels of products."""
-        return {"format": self.name, "int8_activations": self.int8_activations}
+        return {"format": self.name, "int8_activations": self.product_dtype == DType.int8}

@@ -81,13 +81,16 @@ class Encoding(ABC):
 
     name: its value of `quantization_encoding`. activation_dtypes: types of activations and cache, by the device kinds
     that run it. needs_quantized_checkpoint: whether the checkpoint must be stored in it. has_blocks: whether it stores
-    weights in blocks, whose products can quantize activations.
+    weights in blocks. product_dtypes: types to which its products on CPU can round activations, the default first.
+    product_dtype: that to which they do.
     """
 
     name: str
     activation_dtypes: ClassVar[Mapping[str, DType]]
     needs_quantized_checkpoint: ClassVar[bool] = False
     has_blocks: ClassVar[bool] = False
+    product_dtypes: ClassVar[Sequence[DType]] = (DType.float32,)
+    product_dtype: DType = DType.float32
 
     @abstractmethod
     def of_matrix(
@@ -114,8 +117,8 @@ class Encoding(ABC):
         """Encoding of the matrices in the memory of this device kind: another one if it can't multiply this one."""
         return self
 
-    def with_activations(self, int8: bool) -> Encoding:
-        """This encoding, with activations in int8 or in float32 in its products with blocks."""
+    def with_activations(self, dtype: DType) -> Encoding:
+        """This encoding, with activations rounded to a type in its products; unchanged if it does not have the type."""
         return self
 
     @property
@@ -161,9 +164,16 @@ class UniformEncoding(Encoding, MatrixEncoding):
 
 
 class DenseEncoding(UniformEncoding):
-    """Plain floating point: a matrix is one tensor. On CPU our kernel multiplies it with float32 activations."""
+    """Plain floating point: a matrix is one tensor, which our kernels multiply on CPU.
+
+    kernels: prefix of their names.
+    """
 
     dtype: ClassVar[DType]
+
+    @property
+    def kernels(self) -> str:
+        return "graph_pipelines."
 
     def num_bytes(self, shape: Sequence[int], stored: StoredType) -> int:
         return math.prod(shape) * self.dtype.size_in_bytes
@@ -182,7 +192,7 @@ class DenseEncoding(UniformEncoding):
         if not x_TI.device.is_cpu():
             return ops.matmul(x_TI, ops.transpose(w_OI, 0, 1))
         y_TO = TensorType(DType.float32, [x_TI.shape[0], w_OI.shape[0]], x_TI.device)
-        return ops.custom("graph_pipelines.matmul", x_TI.device, [x_TI, w_OI], [y_TO])[0].tensor
+        return ops.custom(self.kernels + "matmul", x_TI.device, [x_TI, w_OI], [y_TO])[0].tensor
 
     def gather(self, matrix: Matrix, rows_T: TensorValue) -> TensorValue:
         (w_OI,) = matrix.tensors
@@ -195,4 +205,4 @@ class DenseEncoding(UniformEncoding):
             w_EOI = w_OI.reshape((rows.num_experts, out, w_OI.shape[1]))
             return grouped_matmul_ragged(x, w_EOI, rows.starts, rows.ids, rows.usage)
         y_RO = TensorType(DType.float32, [rows.experts_R.shape[0], out], x.device)
-        return ops.custom("graph_pipelines.expert_matmul", x.device, [x, w_OI, rows.experts_R], [y_RO])[0].tensor
+        return ops.custom(self.kernels + "expert_matmul", x.device, [x, w_OI, rows.experts_R], [y_RO])[0].tensor

@@ -255,6 +255,45 @@ def test_on_gpu_the_cache_has_the_type_of_the_activations(kv_cache_dtype: str) -
         )
 
 
+def products_of(devices: str, encoding: str, activations: str, head: str = "auto") -> tuple[DType, DType]:
+    """Types to which products of the matrices and of the head round activations, of Qwen 3."""
+    folder = FOLDERS["Qwen__Qwen3-8B"]
+    run = PipelineConfig(str(folder), None, None, devices, encoding, head, activations)
+    config = architecture_of(folder).config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
+    return config.encoding.product_dtype, config.head_encoding.product_dtype
+
+
+@pytest.mark.parametrize(
+    ("run", "dtypes"),
+    [
+        (("cpu", "float32", "auto"), (DType.float32, DType.float32)),
+        (("cpu", "bfloat16", "auto"), (DType.float32, DType.float32)),
+        (("cpu", "bfloat16", "bfloat16"), (DType.bfloat16, DType.bfloat16)),
+        (("cpu", "bfloat16", "bfloat16", "float32"), (DType.bfloat16, DType.float32)),
+        (("cpu", "bfloat16", "bfloat16", "q8_0"), (DType.bfloat16, DType.int8)),
+        (("cpu", "q4_0", "auto"), (DType.int8, DType.int8)),
+        (("cpu", "q4_0", "float32"), (DType.float32, DType.float32)),
+        (("cpu", "gguf", "bfloat16"), (DType.bfloat16, DType.bfloat16)),
+    ],
+)
+def test_products_round_activations_as_the_run_asks(run: tuple[str, ...], dtypes: tuple[DType, DType]) -> None:
+    assert products_of(*run) == dtypes
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (("cpu", "q4_0", "bfloat16"), "bfloat16 does not go with q4_0: choose one of auto, int8, float32"),
+        (("cpu", "bfloat16", "int8"), "int8 does not go with bfloat16: choose one of auto, float32, bfloat16"),
+        (("cpu", "float32", "bfloat16"), "bfloat16 does not go with float32: choose one of auto, float32"),
+        (("gpu", "bfloat16", "float32"), "float32 does not go with bfloat16 on gpu: choose one of auto, bfloat16"),
+    ],
+)
+def test_activations_that_an_encoding_does_not_have_are_refused(run: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"activation_encoding \(--activation-encoding\) {message}"):
+        products_of(*run)
+
+
 @pytest.mark.parametrize(
     ("encoding", "message"),
     [("q4_0", "'q4_0' does not run on gpu"), ("float8_e4m3fn", "needs a checkpoint that is stored in it")],

@@ -19,8 +19,8 @@ ENCODINGS: tuple[str, ...] = tuple(module.name for module in iter_modules(__path
 DEFAULT_ENCODINGS = {"cpu": "float32", "gpu": "bfloat16"}
 """Encodings by device kind of a checkpoint that is stored in none that the device runs."""
 
-ACTIVATION_ENCODINGS = {"float32": False, "int8": True}
-"""Types of activations in products with weights in blocks, and whether each is int8."""
+ACTIVATION_ENCODINGS = ("float32", "bfloat16", "int8")
+"""Types to which products on CPU round activations; which of them an encoding has, its record knows."""
 
 QUANT_METHODS = {"fp8": "float8_e4m3fn"}
 """Encodings by `quantization_config.quant_method` of config.json."""

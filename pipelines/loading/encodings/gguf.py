@@ -30,17 +30,18 @@ def stored_encoding(stored: StoredType) -> UniformEncoding:
 
 @dataclass(frozen=True)
 class Gguf(Encoding):
-    """Matrices as the file stores them. int8_activations: as in BlockEncoding."""
+    """Matrices as the file stores them. Those whose encoding does not have `product_dtype` keep their default."""
 
     name = "gguf"
     activation_dtypes: ClassVar = {"cpu": DType.float32}
     needs_quantized_checkpoint: ClassVar = True
     has_blocks: ClassVar = True
+    product_dtypes: ClassVar = (DType.int8, DType.float32, DType.bfloat16)
 
-    int8_activations: bool = True
+    product_dtype: DType = DType.int8
 
-    def with_activations(self, int8: bool) -> Encoding:
-        return replace(self, int8_activations=int8)
+    def with_activations(self, dtype: DType) -> Encoding:
+        return replace(self, product_dtype=dtype)
 
     @property
     def tower(self) -> Encoding:
@@ -66,7 +67,7 @@ class Gguf(Encoding):
         return runs[0][0] if len(runs) == 1 else Joined(tuple(runs))
 
     def _of(self, stored: StoredType) -> Encoding:
-        return stored_encoding(stored).with_activations(self.int8_activations)
+        return stored_encoding(stored).with_activations(self.product_dtype)
 
     def num_bytes(self, shape: Sequence[int], stored: StoredType) -> int:
         return self._of(stored).num_bytes(shape, stored)

@@ -48,7 +48,7 @@ def test_the_weights_of_the_demo(encoding: str, value_bytes: int) -> None:
     assert 0 <= work.shared.bytes - layers * value_bytes < 0.01 * layers  # and the norms
     assert work.experts == Weights() and work.expert_share == 1
     assert work.num_heads == text.num_attention_heads
-    assert not prepared.config.has_int8_activations
+    assert not prepared.config.rounds_activations
 
 
 def test_an_embedding_that_is_not_the_head_is_not_read() -> None:

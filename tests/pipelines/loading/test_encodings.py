@@ -76,12 +76,24 @@ def test_the_head_has_8_bits_and_towers_have_16(name: str) -> None:
 
 
 def test_activations_are_those_of_the_fallback_and_the_head_too() -> None:
-    record = encoding("q4_k").with_activations(int8=False)
+    record = encoding("q4_k").with_activations(DType.float32)
     for other in (record.head, record.of_matrix([matrix(8, 96)], 1, {}, None), record):
         assert isinstance(other, BlockEncoding)
-        assert not other.int8_activations
+        assert other.product_dtype == DType.float32
     assert encoding("q4_k").head == encoding("q8_0")  # the record itself has not changed
-    assert encoding("float32").with_activations(int8=True) is encoding("float32")
+
+
+def test_an_encoding_keeps_its_activations_if_it_does_not_have_the_type() -> None:
+    for name, dtype in (("float32", DType.int8), ("bfloat16", DType.int8), ("q8_0", DType.bfloat16)):
+        assert encoding(name).with_activations(dtype) is encoding(name)
+    stored = {"a": FORMATS["q8_0"], "b": DType.bfloat16, "c": DType.float32}
+    gguf = encoding("gguf").with_activations(DType.bfloat16)
+    records = [gguf.of_matrix([matrix(8, 512, name)], 1, stored, None) for name in stored]
+    assert [record.product_dtype for record in records if isinstance(record, UniformEncoding)] == [
+        DType.int8,
+        DType.bfloat16,
+        DType.float32,
+    ]
 
 
 def test_a_gguf_file_decides_for_each_matrix() -> None:
@@ -101,10 +113,10 @@ def test_neighbours_of_one_type_are_one_matrix_and_others_are_joined() -> None:
         ("q4_k", 2),
         ("q6_k", 1),
     ]
-    float_gguf = gguf.with_activations(int8=False)
+    float_gguf = gguf.with_activations(DType.float32)
     parts = float_gguf.of_matrix([q, k, v], 1, stored, None)
     assert isinstance(parts, Joined)
-    assert not any(part.int8_activations for part, _ in parts.runs if isinstance(part, BlockEncoding))
+    assert all(part.product_dtype == DType.float32 for part, _ in parts.runs if isinstance(part, BlockEncoding))
 
 
 def test_a_tensor_that_is_missing_is_left_to_the_check_of_the_weights() -> None:
