@@ -19,7 +19,6 @@ from pipelines.loading.artifacts.target import cpu_features, target_of
 from pipelines.loading.checkpoint import Checkpoint, resolve_config
 from pipelines.loading.gguf.file import open_gguf_state_dict
 from pipelines.loading.weights import open_state_dict
-from pipelines.native.library import install_library
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
 from pipelines.stages import Stages
 
@@ -80,8 +79,7 @@ class OpenedModel:
         if self.config.artifacts is None:
             return None
         artifacts = Artifacts.open(Path(self.config.artifacts), self.identity, cpu_features())
-        for name, path in artifacts.libraries.items():
-            install_library(name, path)
+        artifacts.install_libraries()
         return artifacts
 
 

@@ -38,12 +38,15 @@ class TracedGraphs:
 
     @property
     def names(self) -> Sequence[str]:
+        """Names of the graphs."""
         return tuple(self._graphs)
 
     def weights(self, name: str) -> Sequence[WeightSpec]:
+        """Specifications of a graph's weights."""
         return self._graphs[name].weights
 
     def compile_async(self, name: str, session: InferenceSession) -> CompiledModel:
+        """Starts the compilation of a graph."""
         graph = self._graphs[name].graph
         with graph:  # which makes MLIR's context this thread's: a server loads in a thread of its own
             return session.compile_async(graph)

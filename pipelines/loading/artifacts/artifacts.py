@@ -11,6 +11,7 @@ from max.engine import CompiledModel, InferenceSession, read
 from pipelines.errors import InputError
 from pipelines.loading.artifacts.manifest import FileRecord, Manifest, damaged
 from pipelines.loading.weight_spec import WeightSpec
+from pipelines.native.library import install_library
 
 GRAPH_SUFFIX = ".mef"
 LIBRARY_SUFFIX = ".so"
@@ -57,10 +58,14 @@ class Artifacts:
         """Names of the graphs."""
         return tuple(self.manifest.graphs)
 
-    @property
-    def libraries(self) -> Mapping[str, Path]:
-        """Files of the libraries of the host's own code, by name."""
-        return {name: self.folder / f"{name}{LIBRARY_SUFFIX}" for name in self.manifest.libraries}
+    def install_libraries(self) -> None:
+        """Puts the libraries of the host's own code where they are looked for, so that they need not be compiled.
+
+        Raises:
+            InputError: XDG_CACHE_HOME is not writable.
+        """
+        for name in self.manifest.libraries:
+            install_library(name, self.folder / f"{name}{LIBRARY_SUFFIX}")
 
     def weights(self, name: str) -> Sequence[WeightSpec]:
         """Specifications of a graph's weights."""
