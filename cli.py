@@ -131,6 +131,12 @@ _MODEL_OPTIONS = (
         show_default=True,
         help="Keep weights that are quantized while loading for the next start.",
     ),
+    click.option(
+        "--artifacts",
+        type=click.Path(),
+        metavar="FOLDER",
+        help="Graphs that `pipelines compile` has compiled for this model and these devices.",
+    ),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
     click.option(
         "--kv-cache-dtype",
@@ -376,6 +382,33 @@ def benchmark(context: click.Context, /, **options: Any) -> None:
 benchmark.params = [p for p in benchmark.params if p.name not in ("max_length", "max_batch_size", "generation_config")]
 
 
+@commands.command(name="compile")
+@_model_options
+@click.option(
+    "--target",
+    metavar="cpu|cuda:ARCH|hip:ARCH",
+    help="GPUs that need not be here, for example cuda:sm_90a.  [default: the devices of this machine]",
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="For --artifacts.")
+def compile_command(target: str | None, output: Path, **options: Any) -> None:
+    """Compile a model's graphs ahead of time, so that `--artifacts FOLDER` starts it without compiling."""
+    from pipelines.commands.compile import compile_from_console
+
+    compile_from_console(_config(options), target, output)
+
+
+# What the graphs don't depend on.
+_NOT_COMPILED = (
+    "artifacts",
+    "max_length",
+    "max_batch_size",
+    "max_batch_tokens",
+    "kv_cache_memory",
+    "generation_config",
+)
+compile_command.params = [p for p in compile_command.params if p.name not in (*_NOT_COMPILED, "enable_weight_cache")]
+
+
 @commands.command(name="list")
 def list_command() -> None:
     """Show the architectures, example models, and the encodings that each kind of device runs."""
@@ -469,7 +502,7 @@ def _json_object(option: str, text: str | None) -> dict[str, Any]:
 
 def _config(options: dict[str, Any]) -> PipelineConfig:
     """Creates the configuration from the options of `_model_options`, and --chat-template where there is one."""
-    memory, template = options["kv_cache_memory"], options.get("chat_template")
+    memory, template = options.get("kv_cache_memory"), options.get("chat_template")
     if template is not None:
         from pipelines.text.chat_template import read_chat_template
 

@@ -47,6 +47,7 @@ class PipelineConfig:
     kv_cache_dtype: str = AUTO  # AUTO: float32 on CPU, the activations' type on GPU, which knows no other
     enable_prefix_caching: bool = False
     enable_weight_cache: bool = True  # keeps weights that are quantized while loading for the next start
+    artifacts: str | None = None  # a folder of graphs compiled ahead of time; None: they are compiled now
     chat_template: str | None = field(default=None, repr=False)  # Jinja text in place of the checkpoint's template
     generation_config: str = AUTO  # the source of sampling defaults: the checkpoint's generation_config.json, or "none"
     custom_architectures: tuple[str, ...] = ()  # "module" or "module:attribute"
@@ -59,6 +60,8 @@ class PipelineConfig:
             object.__setattr__(self, "weight_path", os.fspath(self.weight_path))
             if not self.weight_path.endswith(".gguf"):
                 raise InputError(f"weight_path (--weight-path) is '{self.weight_path}': give a .gguf file")
+        if self.artifacts is not None:
+            object.__setattr__(self, "artifacts", os.fspath(self.artifacts))
         _parse_devices(self.devices)
         _check_choice("quantization_encoding", self.quantization_encoding, (AUTO, *ENCODINGS))
         _check_choice("head_encoding", self.head_encoding, (AUTO, *ENCODINGS))

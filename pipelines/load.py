@@ -13,17 +13,17 @@ from max.engine import InferenceSession
 from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
-from pipelines.config import AUTO, PipelineConfig, open_devices
+from pipelines.config import AUTO, PipelineConfig
 from pipelines.errors import InputError
+from pipelines.loading.artifacts.artifacts import Artifacts
 from pipelines.loading.blocks import stored_type
-from pipelines.loading.checkpoint import Checkpoint, resolve_config
+from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.encodings import encoding
-from pipelines.loading.gguf.file import open_gguf_state_dict
 from pipelines.loading.memory import available_bytes
 from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key, package_hash
 from pipelines.loading.weight_cache.files import weights_folder
-from pipelines.loading.weights import open_state_dict
-from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
+from pipelines.opened_model import OpenedModel
+from pipelines.registry import SupportedArchitecture
 from pipelines.sampling.defaults import SamplingDefaults
 from pipelines.stages import NullStages, Stages
 from pipelines.text.gguf_tokenizer import CHAT_TEMPLATE, gguf_tokenizer
@@ -69,6 +69,7 @@ class PreparedPipeline:
     weight_paths: Sequence[Path]
     state_dict: dict[str, WeightData]
     kv_params: KVCacheParams
+    artifacts: Artifacts | None
     plan: CachePlan
     prompts: PromptEncoder
     sampling_defaults: SamplingDefaults
@@ -90,6 +91,7 @@ class PreparedPipeline:
             self.state_dict,
             stages=self.stages,
             open_weight_cache=self._open_weight_cache,
+            graphs=self.artifacts,
         )
         with self.stages.stage("cache"):
             caching = self.config.enable_prefix_caching
@@ -118,20 +120,13 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         InputError: As `load_pipeline`.
     """
     stages = stages or NullStages()
-    with stages.stage("config"):
-        checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code, config.weight_path)
-        architecture = Registry.load(config.custom_architectures).find(checkpoint.architectures)
-        chosen = choose_encoding(architecture, config.device_kind, config.quantization_encoding, checkpoint.dtype)
-        config = dataclasses.replace(config, quantization_encoding=chosen)
-        devices = open_devices(config)
-        kv_params = _kv_params(architecture, config, checkpoint)
-    with stages.stage("checkpoint"):
-        weight_paths = checkpoint.download_weights()
-        state_dict = _open_state_dict(checkpoint, architecture, weight_paths)
+    opened = OpenedModel.open(config, stages)
+    artifacts = opened.open_artifacts()
+    config, checkpoint, architecture = opened.config, opened.checkpoint, opened.architecture
+    with stages.stage("tokenizer"):
         tokenizer = _tokenizer(config, checkpoint)
-    sampling_defaults = _sampling_defaults(config, checkpoint)
-    plan = _plan(config, architecture, checkpoint, kv_params, devices, state_dict)
-    stages.note(plan.describe(kv_params))
+    plan = _plan(opened)
+    stages.note(plan.describe(opened.kv_params))
     config = dataclasses.replace(config, max_length=plan.max_length)
     prompts = PromptEncoder(
         tokenizer,
@@ -145,42 +140,16 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         config=config,
         checkpoint=checkpoint,
         architecture=architecture,
-        devices=devices,
-        weight_paths=weight_paths,
-        state_dict=state_dict,
-        kv_params=kv_params,
+        devices=opened.devices,
+        weight_paths=opened.weight_paths,
+        state_dict=opened.state_dict,
+        kv_params=opened.kv_params,
+        artifacts=artifacts,
         plan=plan,
         prompts=prompts,
-        sampling_defaults=sampling_defaults,
+        sampling_defaults=_sampling_defaults(config, checkpoint),
         stages=stages,
     )
-
-
-def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, checkpoint: Checkpoint) -> KVCacheParams:
-    try:
-        arch_config = architecture.config.initialize_from_config(config, checkpoint.huggingface_config)
-        return arch_config.get_kv_params()  # type: ignore[no-any-return]
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{checkpoint.config_source}: {error}") from error
-
-
-def _open_state_dict(
-    checkpoint: Checkpoint, architecture: SupportedArchitecture, weight_paths: Sequence[Path]
-) -> dict[str, WeightData]:
-    """Maps the files of the weights, and gives their tensors the graph's names.
-
-    Raises:
-        InputError: A file is damaged, a tensor is unknown, or the architecture doesn't read files of the format.
-    """
-    adapt = architecture.weight_adapters.get(checkpoint.weights_format)
-    if adapt is None:
-        formats = " and ".join(architecture.weight_adapters)
-        raise InputError(f"{architecture.name} can't be read from {checkpoint.weights_format} files, only {formats}")
-    if checkpoint.gguf is not None:
-        return open_gguf_state_dict(checkpoint.gguf, adapt, checkpoint.huggingface_config)
-    return open_state_dict(weight_paths, adapt, checkpoint.huggingface_config)
 
 
 def _tokenizer(config: PipelineConfig, checkpoint: Checkpoint) -> TextTokenizer:
@@ -210,35 +179,29 @@ def _image_processor_loader(
     return partial(architecture.image_processor, checkpoint.path, checkpoint.huggingface_config)
 
 
-def _plan(
-    config: PipelineConfig,
-    architecture: SupportedArchitecture,
-    checkpoint: Checkpoint,
-    kv_params: KVCacheParams,
-    devices: Sequence[Device],
-    state_dict: dict[str, WeightData],
-) -> CachePlan:
+def _plan(opened: OpenedModel) -> CachePlan:
     """Plans the cache within the memory that the weights leave free.
 
     Raises:
         InputError: max_length is more than the model's limit, or does not fit in memory.
     """
-    model_limit = checkpoint.huggingface_config.get_text_config().max_position_embeddings
+    config, architecture = opened.config, opened.architecture
+    model_limit = opened.checkpoint.huggingface_config.get_text_config().max_position_embeddings
     if config.max_length is not None and config.max_length > model_limit:
         raise InputError(
             f"max_length (--max-length) {config.max_length} is more than the {model_limit} tokens of the model"
         )
-    in_memory = [(name, data) for name, data in state_dict.items() if name not in architecture.lookup_tables]
+    in_memory = [(name, data) for name, data in opened.state_dict.items() if name not in architecture.lookup_tables]
     weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
     try:
         return plan_cache(
-            kv_params,
+            opened.kv_params,
             max_length=config.max_length or model_limit,
             may_shorten=config.max_length is None,
             max_batch_size=config.max_batch_size,
             max_step_tokens=config.max_step_tokens,
             memory_bytes=config.kv_cache_memory,
-            available_bytes=max(0, _free_bytes(devices) - weights_bytes),
+            available_bytes=max(0, _free_bytes(opened.devices) - weights_bytes),
         )
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -23,6 +23,7 @@ from kv_cache import KVCacheParams
 if TYPE_CHECKING:
     from pipelines.config import PipelineConfig
     from pipelines.context import TextContext
+    from pipelines.loading.weight_spec import TracedGraph
 
 
 class ModelInputs:
@@ -133,6 +134,13 @@ class PipelineModel(ABC):
 
     model_config_cls: ClassVar[type[Any]]
     model: Model
+
+    @classmethod
+    @abstractmethod
+    def trace(
+        cls, pipeline_config: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData]
+    ) -> dict[str, TracedGraph]:
+        """Traces all graphs of the model, by name; no values of weights are read, and no device is opened."""
 
     @property
     @abstractmethod

@@ -69,7 +69,7 @@ EXPORTED = {
 MODEL_OPTIONS = """
     --model --weight-path --revision --max-length --max-batch-size --max-batch-tokens --devices
     --quantization-encoding --head-encoding --activation-encoding --weight-cache/--no-weight-cache
-    --kv-cache-memory --kv-cache-dtype --generation-config --custom-architectures --trust-remote-code
+    --artifacts --kv-cache-memory --kv-cache-dtype --generation-config --custom-architectures --trust-remote-code
 """
 SET_BY_TESTS = ("--max-length", "--max-batch-size", "--generation-config")  # of a benchmark
 OPTIONS = {
@@ -92,6 +92,10 @@ OPTIONS = {
         --json
     """,
     "cache": "--clear names",
+    "compile": """
+        --model --weight-path --revision --devices --quantization-encoding --head-encoding --activation-encoding
+        --kv-cache-dtype --custom-architectures --trust-remote-code --target --output
+    """,
     "list": "",
 }
 

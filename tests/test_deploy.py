@@ -25,15 +25,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENVIRONMENT = {"${MODEL}": "google/gemma-3-1b-it", "$OPTIONS": "--max-batch-size 16"}
 
 
-def instructions() -> list[tuple[str, str]]:
-    """Name and arguments of each instruction of the Dockerfile."""
-    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+def instructions(file: str = "Dockerfile") -> list[tuple[str, str]]:
+    """Name and arguments of each instruction of a Dockerfile."""
+    lines = [line for line in (DEPLOY / file).read_text().splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines()) if name]
 
 
-def last(name: str) -> str:
-    return [rest for each, rest in instructions() if each == name][-1]
+def last(name: str, file: str = "Dockerfile") -> str:
+    return [rest for each, rest in instructions(file) if each == name][-1]
 
 
 def unit() -> dict[str, list[str]]:
@@ -46,17 +46,29 @@ def unit() -> dict[str, list[str]]:
     return settings
 
 
-def parsed(command: list[str]) -> Context:
-    """Parses a command line of `pipelines serve`, and runs nothing."""
+def parsed(command: list[str], expected: str = "serve") -> Context:
+    """Parses a command line of `pipelines`, and runs nothing."""
     program, name, *options = command
-    assert Path(program).name == next(iter(PROJECT["project"]["scripts"])) and name == "serve"
-    return cli.commands.commands["serve"].make_context("serve", options)
+    assert Path(program).name == next(iter(PROJECT["project"]["scripts"])) and name == expected
+    return cli.commands.commands[name].make_context(name, options)
 
 
 def test_the_container_serves_to_the_outside_on_the_port_that_it_names() -> None:
     options = parsed([*json.loads(last("ENTRYPOINT")), "--model", "google/gemma-3-1b-it"]).params
     assert options["host"] == "0.0.0.0" and options["model"] == "google/gemma-3-1b-it"
     assert str(options["port"]) == last("EXPOSE") and f":{options['port']}/" in last("HEALTHCHECK")
+
+
+def test_the_compiled_image_serves_from_what_it_compiles() -> None:
+    file = "Dockerfile.compiled"
+    command = last("RUN", file).partition(" pipelines ")[2].replace("$MODEL", "m").replace("$OPTIONS", "--devices cpu")
+    compiled = parsed(["pipelines", *shlex.split(command)], "compile").params
+    served = parsed([*json.loads(last("ENTRYPOINT", file)), "--model", "m"]).params
+    assert (compiled["model"], compiled["devices"]) == ("m", "cpu") and Path(served["artifacts"]) == compiled["output"]
+    assert last("COPY", file) == f"--from=compile {compiled['output']} {served['artifacts']}"
+    without = parsed([*json.loads(last("ENTRYPOINT")), "--model", "m"]).params
+    assert served == without | {"artifacts": served["artifacts"]}
+    assert {rest.split()[0] for name, rest in instructions(file) if name == "FROM"} == {"$BASE"}
 
 
 def test_the_container_runs_as_a_user_who_can_write_the_volume_alone() -> None:

@@ -22,6 +22,7 @@ from kv_cache import advance, to_device
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
+from pipelines.loading.graphs import Graphs, TracedGraphs
 from pipelines.loading.weight_cache.cache import WeightCache
 from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights, materialize
@@ -44,8 +45,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
     """Loads and runs the graphs that a subclass builds.
 
     pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names. return_logits:
-    MAX's own ReturnLogits is accepted too. open_weight_cache: opens the weights that were quantized before. models: the
-    compiled graphs, by name.
+    MAX's own ReturnLogits is accepted too. open_weight_cache: opens the weights that were quantized before. graphs:
+    those compiled ahead of time; None: they are traced and compiled. models: the compiled graphs, by name.
     """
 
     model_config_cls: ClassVar[type[DecoderConfig]]
@@ -60,18 +61,19 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return_logits: ReturnLogits | str = ReturnLogits.VARIABLE,
         stages: Stages | None = None,
         open_weight_cache: Callable[[], WeightCache] | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         self.pipeline_config, self.huggingface_config = pipeline_config, huggingface_config
         self.devices, self.state_dict = devices, weights
         self.stages, self.open_weight_cache = stages or NullStages(), open_weight_cache
-        self.config = self.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
-        self.config.finalize(huggingface_config, weights, return_logits)
+        self.config = self._finalized_config(pipeline_config, huggingface_config, weights, return_logits)
         self.kv_params = self.config.get_kv_params()
         self.rope_tables = RopeTables(
             self.config, devices, self.config.calculate_max_seq_len(huggingface_config, pipeline_config)
         )
         self.weights: dict[str, Any] = {}  # the compiled graphs read them in place
         self.models: dict[str, Model] = {}
+        self.graphs = graphs or self._traced_graphs()
         self.model = self.load_model(session)
 
     @staticmethod
@@ -84,27 +86,45 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """Number of layers of the text model."""
         return cls.model_config_cls.get_num_layers(huggingface_config)
 
-    def trace_graphs(self) -> dict[str, TracedGraph]:
-        """Traces all graphs of the model, by name."""
-        return {DECODER: self.build_graph(self.config)}
+    @classmethod
+    def _finalized_config(
+        cls, run: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData], return_logits: Any
+    ) -> DecoderConfig:
+        config = cls.model_config_cls.initialize_from_config(run, huggingface_config)
+        config.finalize(huggingface_config, weights, return_logits)
+        return config
+
+    @classmethod
+    def trace(
+        cls,
+        pipeline_config: PipelineConfig,
+        huggingface_config: Any,
+        weights: Mapping[str, WeightData],
+        return_logits: ReturnLogits | str = ReturnLogits.VARIABLE,
+    ) -> dict[str, TracedGraph]:
+        config = cls._finalized_config(pipeline_config, huggingface_config, weights, return_logits)
+        return cls.trace_graphs(config, huggingface_config)
+
+    @classmethod
+    def trace_graphs(cls, config: Any, huggingface_config: Any) -> dict[str, TracedGraph]:
+        """Traces all graphs of a finalized configuration, by name."""
+        return {DECODER: cls.build_graph(config)}
 
     @property
     def graph_names(self) -> Sequence[str]:
-        return tuple(self.traced)
+        return self.graphs.names
 
     def required_graphs(self, context: TextContext) -> Sequence[str]:
         return (DECODER,)
 
     def load_model(self, session: InferenceSession) -> Model:
-        """Traces all graphs, checks their weights, and compiles the decoder.
+        """Checks the weights of all graphs, and compiles the decoder.
 
         Raises:
             InputError: A tensor is missing, misshapen or unexpected; this is found before anything is compiled.
         """
         self.session = session
-        with self.stages.stage("graph"):
-            self.traced = self.trace_graphs()
-        check_weights([spec for traced in self.traced.values() for spec in traced.weights], self.state_dict)
+        check_weights([spec for name in self.graphs.names for spec in self.graphs.weights(name)], self.state_dict)
         self.compile([DECODER])
         return self.models[DECODER]
 
@@ -116,19 +136,23 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             if name not in self.models:
                 self.models[name] = self._compile(name)
 
+    def _traced_graphs(self) -> Graphs:
+        with self.stages.stage("graph"):
+            return TracedGraphs(self.trace_graphs(self.config, self.huggingface_config))
+
     def _compile(self, name: str) -> Model:
         """Compiles a graph while its weights are read: the compiler does not need them."""
-        traced, detail = self.traced[name], "" if name == DECODER else name.replace("_", " ")
-        with traced.graph:  # which makes MLIR's context this thread's: a server loads in a thread of its own
-            compiling = self.session.compile_async(traced.graph)
-        missing = [spec for spec in traced.weights if spec.name not in self.weights]
+        specs, detail = self.graphs.weights(name), "" if name == DECODER else name.replace("_", " ")
+        compiling = self.graphs.compile_async(name, self.session)
+        missing = [spec for spec in specs if spec.name not in self.weights]
         with self.stages.stage("weights", detail):
             cache = self.open_weight_cache() if self.open_weight_cache else None
             self.weights |= materialize(missing, self.state_dict, self.devices, cache)
         if cache is not None and cache.problem is not None:
             self.stages.note(cache.problem)
-        weights = {spec.name: self.weights[spec.name] for spec in traced.weights}
-        with self.stages.stage("compile", detail or "a minute or two, once for each shape of model"):
+        weights = {spec.name: self.weights[spec.name] for spec in specs}
+        stage, default_detail = self.graphs.stage
+        with self.stages.stage(stage, detail or default_detail):
             # A thread that waits for the compiler does not notice Ctrl-C.
             return in_background(lambda: self.session.init(compiling, weights_registry=weights)).result()
 

@@ -35,21 +35,21 @@ class Gemma3MultimodalModel(Gemma3Model):
         self._features: OrderedDict[bytes, Buffer] = OrderedDict()
         super().__init__(*args, **kwargs)
 
-    def trace_graphs(self) -> dict[str, TracedGraph]:
+    @classmethod
+    def trace_graphs(cls, config: Any, huggingface_config: Any) -> dict[str, TracedGraph]:
         """Traces all three graphs.
 
         Raises:
             InputError: The vision graph does not support a value in `vision_config`.
         """
-        config = self.config
         try:
             vision = VisionConfig.from_huggingface(
-                self.huggingface_config, config.dtype, config.encoding.tower, config.devices
+                huggingface_config, config.dtype, config.encoding.tower, config.devices
             )
         except ValueError as error:
             raise InputError(f"config.json: {error}") from error
         images = {DECODER_FOR_IMAGES: build_graph(config, bidirectional=True), VISION: build_vision_graph(vision)}
-        return super().trace_graphs() | images
+        return super().trace_graphs(config, huggingface_config) | images
 
     def required_graphs(self, context: TextContext) -> Sequence[str]:
         return self.graph_names if context.images else (DECODER,)

@@ -34,7 +34,9 @@ def benchmark_model_to_console(
         raise InputError("--json and --markdown are two forms of the output: leave out one")
     checked = LocalSettings(seed=seed or 0, **{name: value for name, value in settings.items() if value != ()})
     from pipelines.benchmark.local import LocalBenchmark
+    from pipelines.without_torch import import_transformers_without_torch
 
+    import_transformers_without_torch(config)
     stages = console_stages(sys.stderr)
     report = LocalBenchmark.prepare(checked, config, stages).run(stages)
     if as_json:

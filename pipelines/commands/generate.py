@@ -82,11 +82,13 @@ def generate_to_console(
     """
     from pipelines.load import prepare_pipeline
     from pipelines.media.images import load_image
+    from pipelines.without_torch import import_transformers_without_torch
 
     set_output_encoding(sys.stdout, as_json)
     stages = console_stages(sys.stderr)
     config = dataclasses.replace(config, max_batch_size=min(config.max_batch_size, len(prompts)))
     loaded_images = [load_image(image, allow_private=True) for image in images]  # named by the user of this machine
+    import_transformers_without_torch(config)
     prepared = prepare_pipeline(config, stages)
     encoded = _encode(prepared.prompts, prompts, loaded_images, chat, chat_template_kwargs or {})
     if taken := prepared.sampling_defaults.describe(params):

@@ -45,7 +45,9 @@ def serve_from_console(config: PipelineConfig, log_level: str, log_format: str, 
 
     def load() -> TextGenerationPipeline:
         from pipelines.load import load_pipeline
+        from pipelines.without_torch import import_transformers_without_torch
 
+        import_transformers_without_torch(config)
         pipeline = load_pipeline(config, stages)  # the service warms it up
         gc.collect()
         gc.freeze()  # the collector need not walk all that was loaded, for tenths of a second, while requests wait

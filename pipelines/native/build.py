@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -16,6 +16,9 @@ from mojo.run import subprocess_run_mojo
 
 from pipelines.errors import InputError
 from pipelines.native.link import build_without_c_compiler, has_c_compiler
+
+Make = Callable[[Path], object]
+"""Writes the file of this path."""
 
 
 def compile_package(folder: Path) -> Path:
@@ -26,7 +29,8 @@ def compile_package(folder: Path) -> Path:
     Raises:
         InputError: XDG_CACHE_HOME or the temporary folder is not writable, or the sources can't be compiled.
     """
-    return _compiled(["precompile", str(folder)], sorted(folder.glob("*.mojo")), f"{folder.name}_", ".mojoc")
+    name = _file_name(sorted(folder.glob("*.mojo")), f"{folder.name}_", ".mojoc")
+    return _kept(name, lambda path: run_mojo(["precompile", str(folder), "-o", str(path)]))
 
 
 def compile_library(source: Path) -> Path:
@@ -37,8 +41,17 @@ def compile_library(source: Path) -> Path:
     Raises:
         InputError: As `compile_package`.
     """
-    sources = sorted(source.parent.glob("*.mojo"))
-    return _compiled(["build", "--emit", "shared-lib", str(source)], sources, f"{source.stem}_", ".so", _cpu())
+    command = ["build", "--emit", "shared-lib", str(source)]
+    return _kept(_library_name(source), lambda path: run_mojo([*command, "-o", str(path)]))
+
+
+def keep_library(source: Path, compiled: Path) -> Path:
+    """Does what `compile_library` does, by copying a library that was compiled elsewhere from the same sources.
+
+    Raises:
+        InputError: XDG_CACHE_HOME or the temporary folder is not writable.
+    """
+    return _kept(_library_name(source), lambda path: shutil.copyfile(compiled, path))
 
 
 def run_mojo(command: Sequence[str]) -> str:
@@ -70,12 +83,20 @@ def _cpu() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _compiled(command: Sequence[str], sources: Sequence[Path], prefix: str, suffix: str, target: str = "") -> Path:
+def _library_name(source: Path) -> str:
+    return _file_name(sorted(source.parent.glob("*.mojo")), f"{source.stem}_", ".so", _cpu())
+
+
+def _file_name(sources: Sequence[Path], prefix: str, suffix: str, target: str = "") -> str:
     content = f"{version('max')}{target}".encode() + b"".join(path.read_bytes() for path in sources)
-    name = f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    return f"{prefix}{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+
+
+def _kept(name: str, make: Make) -> Path:
+    """Returns the file of this name in the user's cache folder, made if it is not there."""
     chosen = os.environ.get("XDG_CACHE_HOME")
     try:
-        return _compile_into(Path(chosen or Path.home() / ".cache") / "graph-pipelines", name, command)
+        return _make_in(Path(chosen or Path.home() / ".cache") / "graph-pipelines", name, make)
     except RuntimeError:  # the user has no home
         pass
     except OSError as error:
@@ -83,30 +104,27 @@ def _compiled(command: Sequence[str], sources: Sequence[Path], prefix: str, suff
             raise _not_writable(chosen, error) from None
     # The home is missing or not writable, as in containers that run as another user: ten seconds per start are better
     # than a refusal. The folder has no fixed name under /tmp, where another user could put a library.
-    return _compile_for_this_process(name, command)
+    return _make_for_this_process(name, make)
 
 
-def _compile_into(folder: Path, name: str, command: Sequence[str]) -> Path:
-    library = folder / name
-    if not library.exists():
+def _make_in(folder: Path, name: str, make: Make) -> Path:
+    file = folder / name
+    if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder) as temporary:  # then renamed, so that no process reads half a file
-            _compile(Path(temporary) / name, command).replace(library)
-    return library
+            make(Path(temporary) / name)
+            (Path(temporary) / name).replace(file)
+    return file
 
 
-def _compile_for_this_process(name: str, command: Sequence[str]) -> Path:
+def _make_for_this_process(name: str, make: Make) -> Path:
     try:
         folder = Path(mkdtemp(prefix="graph-pipelines-"))
     except OSError as error:
         raise _not_writable("a temporary folder", error) from None
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return _compile(folder / name, command)
-
-
-def _compile(library: Path, command: Sequence[str]) -> Path:
-    run_mojo([*command, "-o", str(library)])
-    return library
+    make(folder / name)
+    return folder / name
 
 
 def _not_writable(folder: str, error: OSError) -> InputError:

@@ -20,10 +20,8 @@ import pytest
 import cli
 
 COMMAND = Path(sys.executable).with_name("pipelines")
-STAGE = re.compile(
-    r"(config|checkpoint|graph|weights|compile|cache|prompts|warm-up|\d+ requests)( \(.*\))? \.\.\.( \d+\.\d s)?"
-    r"|KV cache: .*"
-)
+STAGES = "config|checkpoint|tokenizer|graph|weights|compile|load|libraries|cache|prompts|warm-up"
+STAGE = re.compile(rf"({STAGES}|\d+ requests)( \(.*\))? \.\.\.( \d+\.\d s)?|KV cache: .*")
 TIMEOUT_S = 120
 
 

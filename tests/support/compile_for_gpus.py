@@ -58,14 +58,7 @@ def compiled(artifact: bytes, traced: TracedGraph) -> dict[str, Any]:
     }
 
 
-class Untouched(architecture.pipeline_model):  # type: ignore[misc, name-defined]
-    """The model up to where its graphs would be compiled and its weights placed."""
-
-    def compile(self, names: Any) -> None:
-        self.models |= dict.fromkeys(names)
-
-
-traced_graphs = Untouched(run, session, accelerators, checkpoint.huggingface_config, state_dict).traced
+traced_graphs = architecture.pipeline_model.trace(run, checkpoint.huggingface_config, state_dict)
 with TemporaryDirectory() as folder:
     for name in names or traced_graphs:
         traced, file = traced_graphs[name], Path(folder) / f"{name}.mef"

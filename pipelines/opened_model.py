@@ -1,0 +1,110 @@
+"""A model whose checkpoint is open: its record, its tensors, and the graphs that were compiled for it ahead of time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from max.driver import Device
+from max.graph.weights import WeightData
+
+from kv_cache import KVCacheParams
+from pipelines.config import PipelineConfig, open_devices
+from pipelines.errors import InputError
+from pipelines.loading.artifacts.artifacts import Artifacts
+from pipelines.loading.artifacts.identity import run_identity
+from pipelines.loading.artifacts.target import cpu_features, target_of
+from pipelines.loading.checkpoint import Checkpoint, resolve_config
+from pipelines.loading.gguf.file import open_gguf_state_dict
+from pipelines.loading.weights import open_state_dict
+from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
+from pipelines.stages import Stages
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model as it is found: nothing is planned or compiled, and no value of its weights has been read.
+
+    config: with its encoding set. weight_paths: the files of the weights. state_dict: their tensors, in the graph's
+    names.
+    """
+
+    config: PipelineConfig
+    checkpoint: Checkpoint
+    architecture: SupportedArchitecture
+    devices: Sequence[Device]
+    weight_paths: Sequence[Path]
+    state_dict: dict[str, WeightData]
+    kv_params: KVCacheParams
+
+    @classmethod
+    def open(cls, config: PipelineConfig, stages: Stages) -> OpenedModel:
+        """Finds the model of a run, fetches its files and maps its tensors.
+
+        Raises:
+            InputError: The configuration or the checkpoint can't be used.
+        """
+        with stages.stage("config"):
+            checkpoint = resolve_config(config.model, config.revision, config.trust_remote_code, config.weight_path)
+            architecture = Registry.load(config.custom_architectures).find(checkpoint.architectures)
+            chosen = choose_encoding(architecture, config.device_kind, config.quantization_encoding, checkpoint.dtype)
+            config = dataclasses.replace(config, quantization_encoding=chosen)
+            devices = open_devices(config)
+            kv_params = _kv_params(architecture, config, checkpoint)
+        with stages.stage("checkpoint"):
+            weight_paths = checkpoint.download_weights()
+            state_dict = _open_state_dict(checkpoint, architecture, weight_paths)
+        return cls(config, checkpoint, architecture, devices, weight_paths, state_dict, kv_params)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """All that the graphs of the run follow from."""
+        return run_identity(
+            self.config,
+            self.architecture,
+            self.checkpoint.huggingface_config,
+            self.state_dict,
+            self.kv_params,
+            target_of(self.devices),
+        )
+
+    def open_artifacts(self) -> Artifacts | None:
+        """Opens the graphs that the run says were compiled ahead of time; None if it says nothing.
+
+        Raises:
+            InputError: They were made for another run or another machine, or a file is missing or damaged.
+        """
+        if self.config.artifacts is None:
+            return None
+        artifacts = Artifacts.open(Path(self.config.artifacts), self.identity, cpu_features())
+        artifacts.install_libraries()
+        return artifacts
+
+
+def _kv_params(architecture: SupportedArchitecture, config: PipelineConfig, checkpoint: Checkpoint) -> KVCacheParams:
+    try:
+        arch_config = architecture.config.initialize_from_config(config, checkpoint.huggingface_config)
+        return arch_config.get_kv_params()  # type: ignore[no-any-return]
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{checkpoint.config_source}: {error}") from error
+
+
+def _open_state_dict(
+    checkpoint: Checkpoint, architecture: SupportedArchitecture, weight_paths: Sequence[Path]
+) -> dict[str, WeightData]:
+    """Maps the files of the weights, and gives their tensors the graph's names.
+
+    Raises:
+        InputError: A file is damaged, a tensor is unknown, or the architecture doesn't read files of the format.
+    """
+    adapt = architecture.weight_adapters.get(checkpoint.weights_format)
+    if adapt is None:
+        formats = " and ".join(architecture.weight_adapters)
+        raise InputError(f"{architecture.name} can't be read from {checkpoint.weights_format} files, only {formats}")
+    if checkpoint.gguf is not None:
+        return open_gguf_state_dict(checkpoint.gguf, adapt, checkpoint.huggingface_config)
+    return open_state_dict(weight_paths, adapt, checkpoint.huggingface_config)
