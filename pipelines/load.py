@@ -14,9 +14,10 @@ from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
 from pipelines.config import AUTO, PipelineConfig, open_devices
-from pipelines.errors import InputError
+from pipelines.errors import UTILIZATION, InputError, loading_onto_devices
 from pipelines.loading.blocks import stored_type
 from pipelines.loading.checkpoint import Checkpoint, resolve_config
+from pipelines.loading.device_memory import cache_bytes, placed_bytes, read_device_memory
 from pipelines.loading.encodings import encoding
 from pipelines.loading.gguf.file import open_gguf_state_dict
 from pipelines.loading.memory import available_bytes
@@ -32,6 +33,8 @@ from pipelines.text.tokenizer import TextTokenizer
 from pipelines.text_generation import TextGenerationPipeline
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+HOST_SHARE = 0.5
+"""The part of the host's free memory that a cache may take."""
 
 
 def load_pipeline(
@@ -78,8 +81,12 @@ class PreparedPipeline:
         """Compiles the graph, loads the weights, allocates the cache.
 
         Raises:
-            InputError: A tensor is missing, misshapen or unexpected.
+            InputError: A tensor is missing, misshapen or unexpected, or a device runs out of memory.
         """
+        with loading_onto_devices():
+            return self._load()
+
+    def _load(self) -> TextGenerationPipeline:
         session = InferenceSession(devices=self.devices)
         huggingface_config = self.checkpoint.huggingface_config
         model = self.architecture.pipeline_model(
@@ -228,8 +235,7 @@ def _plan(
         raise InputError(
             f"max_length (--max-length) {config.max_length} is more than the {model_limit} tokens of the model"
         )
-    in_memory = [(name, data) for name, data in state_dict.items() if name not in architecture.lookup_tables]
-    weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
+    available, share = _cache_memory(config, architecture, checkpoint, devices, state_dict)
     try:
         return plan_cache(
             kv_params,
@@ -238,10 +244,38 @@ def _plan(
             max_batch_size=config.max_batch_size,
             max_step_tokens=config.max_step_tokens,
             memory_bytes=config.kv_cache_memory,
-            available_bytes=max(0, _free_bytes(devices) - weights_bytes),
+            available_bytes=available,
+            share=share,
+            remedy=None if devices[0].is_host else f"raise {UTILIZATION}",
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _cache_memory(
+    config: PipelineConfig,
+    architecture: SupportedArchitecture,
+    checkpoint: Checkpoint,
+    devices: Sequence[Device],
+    state_dict: dict[str, WeightData],
+) -> tuple[int, float]:
+    """Memory beside the weights, and the share of it that the cache may take.
+
+    On the host, which belongs to others too, half of what is free; of GPUs what steps and the unused share leave.
+
+    Raises:
+        InputError: A GPU has too little.
+    """
+    in_memory = [(name, data) for name, data in state_dict.items() if name not in architecture.lookup_tables]
+    weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
+    if devices[0].is_host:
+        return max(0, available_bytes() - weights_bytes), HOST_SHARE
+    model, huggingface_config = architecture.pipeline_model, checkpoint.huggingface_config
+    specs = model.weight_specs(config, huggingface_config, state_dict)
+    placed = placed_bytes(specs, len(devices)) if specs else [weights_bytes] * len(devices)
+    activation_bytes = model.estimate_activation_memory(config, huggingface_config)
+    memory = read_device_memory(devices, placed, activation_bytes)
+    return cache_bytes(memory, config.device_memory_utilization, config.kv_cache_memory), 1.0
 
 
 def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, name: str, data: WeightData) -> int:
@@ -257,10 +291,3 @@ def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, na
     if name in architecture.head_weights:
         record = record.head if config.head_encoding == AUTO else encoding(config.head_encoding)
     return record.on(config.device_kind).num_bytes([int(dim) for dim in data.shape], stored_type(data))
-
-
-def _free_bytes(devices: Sequence[Device]) -> int:
-    """Memory that the devices have free, all together."""
-    if devices[0].is_host:
-        return available_bytes()
-    return sum(int(device.stats["free_memory"]) for device in devices)

@@ -15,7 +15,8 @@ from max.graph.weights import WeightData
 
 from architectures.decoder.config import DecoderConfig
 from architectures.decoder.inputs import DecoderBuffers, DecoderInputs
-from architectures.decoder.rope_tables import RopeTables
+from architectures.decoder.memory import activation_bytes
+from architectures.decoder.rope_tables import RopeTables, rope_table_bytes
 from architectures.layers.attention import FULL
 from architectures.layers.kernels import byte_instructions
 from kv_cache import advance
@@ -23,7 +24,7 @@ from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
 from pipelines.loading.weight_cache.cache import WeightCache
-from pipelines.loading.weight_spec import TracedGraph
+from pipelines.loading.weight_spec import TracedGraph, WeightSpec
 from pipelines.loading.weights import check_weights, materialize
 from pipelines.pipeline_model import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs, PipelineModel, ReturnLogits
 from pipelines.sampling.log_probabilities import LogProbabilitiesMixin
@@ -77,9 +78,27 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """Number of layers of the text model."""
         return cls.model_config_cls.get_num_layers(huggingface_config)
 
-    def trace_graphs(self) -> dict[str, TracedGraph]:
-        """Traces all graphs of the model, by name."""
-        return {DECODER: self.build_graph(self.config)}
+    @classmethod
+    def trace_graphs(cls, config: Any, huggingface_config: Any) -> dict[str, TracedGraph]:
+        """Traces all graphs of a model, by name, from its finalized configuration and that of transformers."""
+        return {DECODER: cls.build_graph(config)}
+
+    @classmethod
+    def weight_specs(
+        cls, pipeline_config: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData]
+    ) -> Sequence[WeightSpec]:
+        config = cls.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
+        config.finalize(huggingface_config, weights, ReturnLogits.VARIABLE)
+        graphs = cls.trace_graphs(config, huggingface_config)
+        return [spec for traced in graphs.values() for spec in traced.weights]
+
+    @classmethod
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        config = cls.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
+        num_positions = config.calculate_max_seq_len(huggingface_config, pipeline_config)
+        return activation_bytes(
+            config, pipeline_config.max_step_tokens, pipeline_config.max_batch_size
+        ) + rope_table_bytes(config, num_positions)
 
     @property
     def graph_names(self) -> Sequence[str]:
@@ -96,7 +115,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """
         self.session = session
         with self.stages.stage("graph"):
-            self.traced = self.trace_graphs()
+            self.traced = self.trace_graphs(self.config, self.huggingface_config)
         check_weights([spec for traced in self.traced.values() for spec in traced.weights], self.state_dict)
         self.compile([DECODER])
         return self.models[DECODER]

@@ -13,6 +13,7 @@ from kv_cache import KVCacheManager
 from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.scheduler import Scheduler, StepPlan
 from pipelines.engine.step import LaunchedStep, RowOutputs, choose_tokens
+from pipelines.errors import step_error
 from pipelines.pipeline_model import PipelineModel
 
 
@@ -144,7 +145,7 @@ class Engine:
             choose_tokens(rows)
         except Exception as error:
             if len(contexts) == 1:
-                self._end(contexts[0], "error", error)
+                self._end(contexts[0], "error", step_error(error))
                 return
             middle = len(contexts) // 2
             self._run(contexts[:middle])
