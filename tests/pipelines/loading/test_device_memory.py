@@ -89,7 +89,7 @@ def planned(folder: str, devices: list[Any], **settings: Any) -> int:
 
 def test_a_model_of_16_bits_and_its_steps_are_taken_off() -> None:
     """Llama 3.1 8B has 8.03 billion weights; its steps take less than 2 GiB."""
-    settings = {"quantization_encoding": "bfloat16", "max_length": 8192}
+    settings: dict[str, Any] = {"quantization_encoding": "bfloat16", "max_length": 8192}
     left = planned("meta-llama__Llama-3.1-8B-Instruct", [gpu()], **settings)
     assert 64 * GIB - 8.03e9 * 2 - 2 * GIB < left < 64 * GIB - 8.03e9 * 2 - 0.1 * GIB
     assert left > planned("meta-llama__Llama-3.1-8B-Instruct", [gpu()], max_batch_tokens=65536, **settings)
@@ -97,7 +97,7 @@ def test_a_model_of_16_bits_and_its_steps_are_taken_off() -> None:
 
 def test_float8_counts_at_one_byte() -> None:
     """Qwen 3 8B: 6.95 billion weights in projections, 1.24 billion in embedding and head."""
-    settings = {"max_length": 8192, "quantization_encoding": "bfloat16"}
+    settings: dict[str, Any] = {"max_length": 8192, "quantization_encoding": "bfloat16"}
     wide = planned("Qwen__Qwen3-8B", [gpu()], **settings)
     narrow = planned("Qwen__Qwen3-8B-FP8", [gpu()], **settings | {"quantization_encoding": "float8_e4m3fn"})
     assert narrow - wide == pytest.approx(6.95e9, rel=0.01)
@@ -105,7 +105,7 @@ def test_float8_counts_at_one_byte() -> None:
 
 def test_devices_share_what_is_split_and_the_first_has_more() -> None:
     """So that two devices hold less than twice as much as one leaves: norms, and on the first embedding and head."""
-    settings = {"quantization_encoding": "bfloat16", "max_length": 8192}
+    settings: dict[str, Any] = {"quantization_encoding": "bfloat16", "max_length": 8192}
     (name,) = [name for name in SUPPORTED if name.endswith("Qwen3-8B")]
     one = planned(name, [gpu()], **settings)
     two = planned(name, [gpu(0), gpu(1)], **settings)
@@ -118,7 +118,7 @@ def test_devices_share_what_is_split_and_the_first_has_more() -> None:
 def test_a_step_of_every_published_model_is_estimated(name: str) -> None:
     """Between the residual stream alone and 4 GiB, for steps of 2,048 tokens; more with more of each."""
     model, text = architecture_of(SUPPORTED[name]).pipeline_model, AutoConfig.from_pretrained(SUPPORTED[name])
-    run = {"model": str(SUPPORTED[name]), "devices": "gpu", "max_length": 8192}
+    run: dict[str, Any] = {"model": str(SUPPORTED[name]), "devices": "gpu", "max_length": 8192}
 
     def estimate(**settings: Any) -> int:
         return int(model.estimate_activation_memory(PipelineConfig(**run | settings), text))
@@ -135,8 +135,13 @@ def test_nothing_stays_in_host_memory_of_a_weight_on_a_gpu(monkeypatch: pytest.M
     device = gpu()
     device.synchronize = lambda: events.append("synchronized")
     monkeypatch.setattr(loading, "drop_resident_pages", lambda array: events.append(f"dropped {array.shape}"))
-    placed = SimpleNamespace(to=lambda target: events.append("copied") or "on the GPU")
-    monkeypatch.setattr(loading.Buffer, "from_numpy", lambda array: placed, raising=False)
+
+    class Placing:
+        def to(self, target: Any) -> str:
+            events.append("copied")
+            return "on the GPU"
+
+    monkeypatch.setattr(loading, "Buffer", SimpleNamespace(from_numpy=lambda array: Placing()))
     state = {"w": WeightData(values, "w", DType.float32, Shape(values.shape))}
     weights = materialize([spec("w", (64, 64), DType.float32)], state, [device])
     assert weights == {"w": "on the GPU"}
