@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,14 @@ def run_worker(settings: dict[str, Any], output: Path, seconds: float) -> None:
     """Runs one system on one model; passes its lines on as they come."""
     command = [sys.executable, str(WORKER), json.dumps(settings)]
     environment = dict(os.environ)  # without the PYTHONEXECUTABLE that MAX sets unseen by Python
-    end = time.monotonic() + seconds
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
         for line in process.stdout:
             record(output, line.strip())
-            if time.monotonic() > end:
-                process.kill()
         code = process.wait()
+        timer.cancel()
     if code:
         ended = {key: settings[key] for key in ("system", "model")} | {"row": "error", "exit_code": code}
         record(output, json.dumps(ended))

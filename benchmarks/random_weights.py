@@ -22,6 +22,8 @@ DEVIATION = 0.02
 SCALE = 2e-4
 """Scale of float8 weights, whose noise has a deviation of about 100."""
 ALIGNMENT_BYTES = 64
+SHARD_BYTES = 2**31
+"""Size of a file: a mapping of more than there is memory would be refused."""
 NUM_DRAWN = 1 << 22
 """Values that are drawn; the block repeats them."""
 
@@ -29,7 +31,7 @@ NUM_DRAWN = 1 << 22
 def write_empty_checkpoint(
     folder: Path, config: Path, tensors: Mapping[str, tuple[str, list[int]]], tokenizer: Path
 ) -> Path:
-    """Writes config.json, tokenizer files and a model.safetensors whose tensors are a hole: it takes no space on disk.
+    """Writes config.json, tokenizer files and safetensors files whose tensors are a hole: they take no space on disk.
 
     Args:
         folder: The folder to write.
@@ -41,17 +43,37 @@ def write_empty_checkpoint(
     shutil.copy(config, folder / "config.json")
     for path in tokenizer.glob("tokenizer*"):
         shutil.copy(path, folder / path.name)
+    shards: list[list[str]] = []
+    size = SHARD_BYTES
+    for name, entry in tensors.items():
+        if size >= SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += _num_bytes(*entry)
+    files = {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, 1)}
+    for file, names in files.items():
+        _write_hole(folder / file, {name: tensors[name] for name in names})
+    weight_map = {name: file for file, names in files.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def _write_hole(path: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> None:
     header: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():
-        start, end = end, end + DTYPES[dtype].size_in_bytes * math.prod(shape)
+        start, end = end, end + _num_bytes(dtype, shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(file.tell() + end)
-    return folder
+
+
+def _num_bytes(dtype: str, shape: list[int]) -> int:
+    return DTYPES[dtype].size_in_bytes * math.prod(shape)
 
 
 def random_state_dict(state_dict: Mapping[str, WeightData], seed: int = 0) -> dict[str, WeightData]:

@@ -23,6 +23,7 @@ from kv_cache import advance
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
+from pipelines.errors import loading_onto_devices
 from pipelines.loading.weight_cache.cache import WeightCache
 from pipelines.loading.weight_spec import TracedGraph, WeightSpec
 from pipelines.loading.weights import check_weights, materialize
@@ -126,7 +127,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
     def compile(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.models:
-                self.models[name] = self._compile(name)
+                with loading_onto_devices():
+                    self.models[name] = self._compile(name)
 
     def _compile(self, name: str) -> Model:
         """Compiles a graph while its weights are read: the compiler does not need them."""

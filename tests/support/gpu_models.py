@@ -7,13 +7,14 @@ that no encoding rounds a weight.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import write, write_fp8
-from tiny_multimodal import tiny_config, write_tiny_gemma3_multimodal
+from tiny_multimodal import tiny_config, write_image_processor, write_tiny_gemma3_multimodal
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -69,6 +70,8 @@ def gemma3_multimodal(folder: Path) -> None:
     config.text_config, config.mm_tokens_per_image = gemma3_text_config(), 4
     config.tie_word_embeddings = True
     write_tiny_gemma3_multimodal(folder, torch.bfloat16, config)
+    write_image_processor(folder, image_seq_length=4)
+    (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": 4}))
 
 
 def gemma4(folder: Path) -> None:

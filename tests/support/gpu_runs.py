@@ -92,7 +92,8 @@ class Reference:
 
     def __init__(self, path: str, dtype: torch.dtype, model_class: type = AutoModelForCausalLM) -> None:
         device = "cuda" if IS_GPU else "cpu"
-        self.model = model_class.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval().to(device)  # type: ignore[attr-defined]
+        eager = {"attn_implementation": "eager", "experts_implementation": "eager"}  # other experts have no float64
+        self.model = model_class.from_pretrained(path, dtype=dtype, **eager).eval().to(device)  # type: ignore[attr-defined]
         self.config = self.model.config.get_text_config()
 
     @torch.inference_mode()

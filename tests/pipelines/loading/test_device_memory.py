@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from max.dtype import DType
-from max.graph import Shape
+from max.graph import DeviceRef, Shape
 from max.graph.weights import WeightData
+from max.nn import Signals
 from published import FOLDERS, SUPPORTED, architecture_of, state_dict_of
 from transformers import AutoConfig
 
@@ -26,6 +28,7 @@ from pipelines.loading.device_memory import (
 )
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 from pipelines.loading.weights import materialize
+from pipelines.pipeline_model import signal_buffer_types
 
 GIB = 2**30
 OUT = "CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
@@ -126,6 +129,14 @@ def test_a_step_of_every_published_model_is_estimated(name: str) -> None:
     few = estimate()
     assert 2048 * text.get_text_config().hidden_size * 2 < few < 4 * GIB
     assert few < estimate(max_batch_tokens=4096) and few < estimate(max_batch_size=64)
+
+
+def test_a_gpu_that_is_alone_has_nobody_to_synchronize_with() -> None:
+    """Signal buffers take 280 MB on each of several GPUs."""
+    one, two = (signal_buffer_types([DeviceRef.GPU(i) for i in range(count)]) for count in (1, 2))
+    assert [math.prod(map(int, kind.shape)) for kind in one] == [1]
+    assert [math.prod(map(int, kind.shape)) for kind in two] == [Signals.NUM_BYTES] * 2
+    assert [kind.device for kind in two] == [DeviceRef.GPU(0), DeviceRef.GPU(1)]
 
 
 def test_nothing_stays_in_host_memory_of_a_weight_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
