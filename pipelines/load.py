@@ -266,13 +266,13 @@ def _cache_memory(
     Raises:
         InputError: A GPU has too little.
     """
-    in_memory = [(name, data) for name, data in state_dict.items() if name not in architecture.lookup_tables]
-    weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
     if devices[0].is_host:
+        in_memory = [(name, data) for name, data in state_dict.items() if name not in architecture.lookup_tables]
+        weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
         return max(0, available_bytes() - weights_bytes), HOST_SHARE
     model, huggingface_config = architecture.pipeline_model, checkpoint.huggingface_config
-    specs = model.weight_specs(config, huggingface_config, state_dict)
-    placed = placed_bytes(specs, len(devices)) if specs else [weights_bytes] * len(devices)
+    graphs = model.trace(config, huggingface_config, state_dict)
+    placed = placed_bytes([spec for traced in graphs.values() for spec in traced.weights], len(devices))
     activation_bytes = model.estimate_activation_memory(config, huggingface_config)
     memory = read_device_memory(devices, placed, activation_bytes)
     return cache_bytes(memory, config.device_memory_utilization, config.kv_cache_memory), 1.0

@@ -19,11 +19,11 @@ from max.graph.weights import WeightData
 from max.nn import Signals
 
 from kv_cache import KVCacheParams
-from pipelines.loading.weight_spec import WeightSpec
 
 if TYPE_CHECKING:
     from pipelines.config import PipelineConfig
     from pipelines.context import TextContext
+    from pipelines.loading.weight_spec import TracedGraph
 
 
 class ModelInputs:
@@ -133,6 +133,13 @@ class PipelineModel(ABC):
     model_config_cls: ClassVar[type[Any]]
     model: Model
 
+    @classmethod
+    @abstractmethod
+    def trace(
+        cls, pipeline_config: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData]
+    ) -> dict[str, TracedGraph]:
+        """Traces all graphs of the model, by name; no values of weights are read, and no device is opened."""
+
     @property
     @abstractmethod
     def graph_names(self) -> Sequence[str]:
@@ -141,13 +148,6 @@ class PipelineModel(ABC):
     @abstractmethod
     def required_graphs(self, context: TextContext) -> Sequence[str]:
         """Names of the graphs that the steps of a request run."""
-
-    @classmethod
-    def weight_specs(
-        cls, pipeline_config: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData]
-    ) -> Sequence[WeightSpec]:
-        """Specifications of the weights of all graphs, from which memory is planned; none if they are not known."""
-        return ()
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:

@@ -25,7 +25,7 @@ from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
 from pipelines.errors import loading_onto_devices
 from pipelines.loading.weight_cache.cache import WeightCache
-from pipelines.loading.weight_spec import TracedGraph, WeightSpec
+from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import check_weights, materialize
 from pipelines.pipeline_model import AlwaysSignalBuffersMixin, ModelInputs, ModelOutputs, PipelineModel, ReturnLogits
 from pipelines.sampling.log_probabilities import LogProbabilitiesMixin
@@ -59,8 +59,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         self.pipeline_config, self.huggingface_config = pipeline_config, huggingface_config
         self.devices, self.state_dict = devices, weights
         self.stages, self.open_weight_cache = stages or NullStages(), open_weight_cache
-        self.config = self.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
-        self.config.finalize(huggingface_config, weights, return_logits)
+        self.config = self._finalized_config(pipeline_config, huggingface_config, weights, return_logits)
         self.kv_params = self.config.get_kv_params()
         self.rope_tables = RopeTables(
             self.config, devices, self.config.calculate_max_seq_len(huggingface_config, pipeline_config)
@@ -80,18 +79,28 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return cls.model_config_cls.get_num_layers(huggingface_config)
 
     @classmethod
-    def trace_graphs(cls, config: Any, huggingface_config: Any) -> dict[str, TracedGraph]:
-        """Traces all graphs of a model, by name, from its finalized configuration and that of transformers."""
-        return {DECODER: cls.build_graph(config)}
+    def _finalized_config(
+        cls, run: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData], return_logits: Any
+    ) -> DecoderConfig:
+        config = cls.model_config_cls.initialize_from_config(run, huggingface_config)
+        config.finalize(huggingface_config, weights, return_logits)
+        return config
 
     @classmethod
-    def weight_specs(
-        cls, pipeline_config: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData]
-    ) -> Sequence[WeightSpec]:
-        config = cls.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
-        config.finalize(huggingface_config, weights, ReturnLogits.VARIABLE)
-        graphs = cls.trace_graphs(config, huggingface_config)
-        return [spec for traced in graphs.values() for spec in traced.weights]
+    def trace(
+        cls,
+        pipeline_config: PipelineConfig,
+        huggingface_config: Any,
+        weights: Mapping[str, WeightData],
+        return_logits: ReturnLogits | str = ReturnLogits.VARIABLE,
+    ) -> dict[str, TracedGraph]:
+        config = cls._finalized_config(pipeline_config, huggingface_config, weights, return_logits)
+        return cls.trace_graphs(config, huggingface_config)
+
+    @classmethod
+    def trace_graphs(cls, config: Any, huggingface_config: Any) -> dict[str, TracedGraph]:
+        """Traces all graphs of a finalized configuration, by name."""
+        return {DECODER: cls.build_graph(config)}
 
     @classmethod
     def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:

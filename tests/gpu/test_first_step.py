@@ -75,6 +75,8 @@ def test_two_graphs_share_one_copy_of_the_weights(load_run: Any) -> None:
     """Of the decoder's two graphs, that for images has no weight of its own."""
     pipe = load_run(Run("gemma3_multimodal", "bfloat16"), max_batch_size=1)
     pipe.warm_up()
-    graphs = {name: {spec.name for spec in traced.weights} for name, traced in pipe.model.traced.items()}
+    model = pipe.model
+    traced = model.trace(pipe.config, model.huggingface_config, model.state_dict)
+    graphs = {name: {spec.name for spec in graph.weights} for name, graph in traced.items()}
     assert graphs["decoder_for_images"] <= graphs["decoder"]
     assert pipe.model.weights.keys() == set().union(*graphs.values())

@@ -19,6 +19,7 @@ from max.engine import InferenceSession, Model
 
 from pipelines import PipelineConfig
 from pipelines.context import TextContext
+from pipelines.loading.weight_spec import TracedGraph
 from pipelines.pipeline_model import ModelInputs, ModelOutputs, PipelineModel
 from pipelines.text.detokenizer import IncrementalDetokenizer
 from pipelines.text.prompts import PromptEncoder
@@ -141,6 +142,10 @@ class FakeModel(PipelineModel):
         self.memory = {name: np.zeros((count, PAGE), np.uint64) for name, count in self.num_pages.items()}
 
     graph_names = ("decoder", "decoder_for_images")
+
+    @classmethod
+    def trace(cls, pipeline_config: Any, huggingface_config: Any, weights: Any) -> dict[str, TracedGraph]:
+        raise NotImplementedError
 
     def required_graphs(self, context: TextContext) -> Sequence[str]:
         return self.graph_names if context.images else self.graph_names[:1]
