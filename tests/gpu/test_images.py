@@ -57,25 +57,23 @@ def exact(folders: Callable[[str], Path], reference: Any) -> Callable[[str], Any
     return logits
 
 
-def assert_near(ours: Any, exact: Any, pytestconfig: pytest.Config, name: str) -> None:
+def assert_near(ours: Any, exact: Any, name: str) -> None:
     errors, bound = token_errors(ours, exact), RUN.bound(NUM_LAYERS)
     assert errors.max() <= bound, f"{name}: {errors.max():.2e} at token {errors.argmax()}, bound {bound:.2e}"
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 @pytest.mark.parametrize("chunk", [16, 1024])
-def test_logits_equal_transformers(
-    name: str, chunk: int, load_run: Any, exact: Any, pytestconfig: pytest.Config
-) -> None:
+def test_logits_equal_transformers(name: str, chunk: int, load_run: Any, exact: Any) -> None:
     (ours,) = load_run(RUN, max_batch_tokens=chunk, max_batch_size=1).logits([ImagePrompt(*PROMPTS[name])])
-    assert_near(ours, exact(name), pytestconfig, name)
+    assert_near(ours, exact(name), name)
 
 
-def test_a_batch_of_images_and_text(load_run: Any, exact: Any, pytestconfig: pytest.Config) -> None:
+def test_a_batch_of_images_and_text(load_run: Any, exact: Any) -> None:
     pipe = load_run(RUN, max_batch_tokens=40, max_batch_size=len(PROMPTS))
     ours = pipe.logits([ImagePrompt(*prompt) for prompt in PROMPTS.values()])
     for name, logits in zip(PROMPTS, ours, strict=True):
-        assert_near(logits, exact(name), pytestconfig, name)
+        assert_near(logits, exact(name), name)
 
 
 def test_images_from_the_cache_continue_alike(load_run: Any) -> None:
