@@ -4,18 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test test-fast test-gpu-compile test-browser test-clients check bench clean
+.PHONY: demo test test-fast test-gpu test-gpu-compile test-browser test-clients check bench clean
 
 demo: $(STAMPS)/run
 	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
 
-# All but graphs for GPUs.
+# All but GPUs, and graphs for them.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -m 'not gpu_compile'
+	$(BIN)/python -m pytest -m 'not gpu_compile and not gpu'
 
 # Neither compiles a graph nor takes seconds: a minute on two cores.
 test-fast: $(STAMPS)/test
 	$(BIN)/python -m pytest -m 'not compiles and not slow'
+
+# Models on a GPU beside transformers on the same one; skipped without a GPU, GRAPH_PIPELINES_TEST_DEVICES=cpu runs them on
+# the CPU.
+test-gpu: $(STAMPS)/test
+	$(BIN)/python -m pytest tests/gpu -m gpu -v --durations=20 -W default
 
 # Graphs for GPUs, compiled on a machine that needs none: minutes each.
 test-gpu-compile: $(STAMPS)/test

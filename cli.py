@@ -139,6 +139,14 @@ _MODEL_OPTIONS = (
     ),
     click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
     click.option(
+        "--device-memory-utilization",
+        type=float,
+        default=0.9,
+        show_default=True,
+        metavar="SHARE",
+        help="Of each GPU's memory, for weights, steps and cache.",
+    ),
+    click.option(
         "--kv-cache-dtype",
         type=click.Choice(KV_CACHE_DTYPES),
         default=AUTO,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from kv_cache.params import KVCacheParams, PageGroup
 
+OPTION = "kv_cache_memory (--kv-cache-memory)"
+
 
 @dataclass(frozen=True)
 class CachePlan:
@@ -40,6 +42,7 @@ def plan_cache(
     available_bytes: int,
     share: float = 0.5,
     may_shorten: bool = False,
+    remedy: str | None = None,
 ) -> CachePlan:
     """Plans pages for `max_batch_size` requests of `max_length` tokens, or for as many as memory allows.
 
@@ -52,6 +55,7 @@ def plan_cache(
         available_bytes: Free memory.
         share: The part of the free memory that the cache may take.
         may_shorten: Whether max_length may become shorter, so that one request fits.
+        remedy: What to do if one does not fit in the share; None: set memory_bytes.
 
     Raises:
         ValueError: Not even one request of max_length fits (with may_shorten: of one page).
@@ -61,7 +65,8 @@ def plan_cache(
     if _bytes(params, one) > bound:
         fitting = _longest_fitting(params, max_length, max_step_tokens, bound)
         if not (may_shorten and fitting):
-            raise ValueError(_too_small(max_length, fitting, _bytes(params, one), bound, memory_bytes is not None))
+            limit = _limit(remedy) if memory_bytes is None else (f"{OPTION} allows", "raise it")
+            raise ValueError(_too_small(max_length, fitting, _bytes(params, one), bound, *limit))
         max_length, one = fitting, _request_pages(params, fitting, max_step_tokens)
     num_pages = _scale(params, one, max_batch_size, bound)
     keeps_all = [group for group in params.groups if group.window is None] or params.groups
@@ -104,10 +109,11 @@ def _scale(params: KVCacheParams, one: Mapping[str, int], max_batch_size: int, b
     return {name: count + count * (max_batch_size - 1) * room // max(1, others_bytes) for name, count in one.items()}
 
 
-def _too_small(max_length: int, fitting: int, needed: int, bound: int, is_set: bool) -> str:
-    option = "kv_cache_memory (--kv-cache-memory)"
-    share = ("its share of the free memory is", f"set {option}")
-    limit, remedy = (f"{option} allows", "raise it") if is_set else share
+def _limit(remedy: str | None) -> tuple[str, str]:
+    return "its share of the free memory is", remedy or f"set {OPTION}"
+
+
+def _too_small(max_length: int, fitting: int, needed: int, bound: int, limit: str, remedy: str) -> str:
     advice = f" or set max_length (--max-length) to at most {fitting}" if fitting else ""
     return (
         f"one request of {max_length} tokens needs {format_bytes(needed)} of KV cache, "

@@ -44,6 +44,7 @@ class PipelineConfig:
     max_batch_size: int = 8  # requests that run at once
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
+    device_memory_utilization: float = 0.9  # of each GPU's memory; the rest stays free
     kv_cache_dtype: str = AUTO  # AUTO: float32 on CPU, the activations' type on GPU, which knows no other
     enable_prefix_caching: bool = False
     enable_weight_cache: bool = True  # keeps weights that are quantized while loading for the next start
@@ -76,6 +77,7 @@ class PipelineConfig:
         _check_int("max_batch_size (--max-batch-size)", self.max_batch_size, 1, 4096, optional=False)
         _check_int("max_batch_tokens", self.max_batch_tokens, 1, 2**20)
         _check_int("kv_cache_memory (--kv-cache-memory)", self.kv_cache_memory, 1, 2**50)
+        _check_share("device_memory_utilization (--device-memory-utilization)", self.device_memory_utilization)
         if isinstance(self.custom_architectures, str):
             raise InputError(f"custom_architectures is '{self.custom_architectures}': give a tuple of names")
         object.__setattr__(self, "custom_architectures", tuple(self.custom_architectures))
@@ -88,8 +90,14 @@ class PipelineConfig:
     @property
     def rounds_activations(self) -> bool:
         """Whether products round activations to fewer bits, in a run whose encoding is chosen."""
-        default = encoding(self.quantization_encoding).product_dtypes[0].name
-        return (default if self.activation_encoding == AUTO else self.activation_encoding) != ACTIVATION_ENCODINGS[0]
+        return self.chosen_activation_encoding != ACTIVATION_ENCODINGS[0]
+
+    @property
+    def chosen_activation_encoding(self) -> str:
+        """The type to which products round activations, in a run whose encoding is chosen."""
+        if self.activation_encoding != AUTO:
+            return self.activation_encoding
+        return encoding(self.quantization_encoding).product_dtypes[0].name
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:
@@ -161,6 +169,11 @@ def _parse_devices(devices: str) -> list[int]:
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} is '{value}': choose one of {', '.join(choices)}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise InputError(f"{name} is {value!r}: give a share above 0 and up to 1, such as 0.9")
 
 
 def _check_int(name: str, value: Any, low: int, high: int, optional: bool = True) -> None:

@@ -1,9 +1,17 @@
-"""The exception for input that can't be used."""
+"""The exceptions for input that can't be used and for memory that is out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+UTILIZATION = "device_memory_utilization (--device-memory-utilization)"
+LOWER = (
+    "lower max_batch_tokens (--max-batch-tokens), max_batch_size (--max-batch-size), "
+    f"kv_cache_memory (--kv-cache-memory) or {UTILIZATION}"
+)
+OUT_OF_MEMORY = ("OUT_OF_MEMORY", "(out of memory", "Memory manager cannot satisfy")
+"""What MAX's errors say when a device has no memory left: the driver's code, or words of MAX's own allocator."""
 
 
 class InputError(ValueError):
@@ -14,6 +22,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class DeviceMemoryError(RuntimeError):
+    """Raised when a device runs out of memory in a step. The message is one line that says what to lower."""
 
 
 @contextmanager
@@ -29,3 +41,41 @@ def naming_prompt(number: int, num_prompts: int) -> Iterator[None]:
         if num_prompts == 1:
             raise
         raise InputError(f"prompt {number}: {error}") from error
+
+
+@contextmanager
+def loading_onto_devices() -> Iterator[None]:
+    """Turns a device's out-of-memory error while a model is loaded into one line that names the remedy.
+
+    Raises:
+        InputError: A device had no memory left.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"a device ran out of memory while the model was loaded ({_summary(error)}): {LOWER}"
+        ) from error
+
+
+def step_error(error: Exception) -> Exception:
+    """Returns the error that a request of a failed step ends with: one line with the remedy if memory was out."""
+    if not is_out_of_memory(error):
+        return error
+    explained = DeviceMemoryError(f"a device ran out of memory in a step ({_summary(error)}): {LOWER}")
+    explained.__cause__ = error
+    return explained
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of MAX says that memory is out."""
+    return not isinstance(error, InputError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _summary(error: Exception) -> str:
+    """The line of the error that says so, shortened."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    line = next(line for line in lines if any(words in line for words in OUT_OF_MEMORY))
+    return line if len(line) <= 160 else f"{line[:157]}..."

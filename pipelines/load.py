@@ -14,10 +14,11 @@ from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
 from pipelines.config import AUTO, PipelineConfig
-from pipelines.errors import InputError
+from pipelines.errors import UTILIZATION, InputError, loading_onto_devices
 from pipelines.loading.artifacts.artifacts import Artifacts
 from pipelines.loading.blocks import stored_type
 from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.device_memory import cache_bytes, placed_bytes, read_device_memory
 from pipelines.loading.encodings import encoding
 from pipelines.loading.memory import available_bytes
 from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key, package_hash
@@ -32,6 +33,8 @@ from pipelines.text.tokenizer import TextTokenizer
 from pipelines.text_generation import TextGenerationPipeline
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+HOST_SHARE = 0.5
+"""The part of the host's free memory that a cache may take."""
 
 
 def load_pipeline(
@@ -79,8 +82,12 @@ class PreparedPipeline:
         """Compiles the graph, loads the weights, allocates the cache.
 
         Raises:
-            InputError: A tensor is missing, misshapen or unexpected.
+            InputError: A tensor is missing, misshapen or unexpected, or a device runs out of memory.
         """
+        with loading_onto_devices():
+            return self._load()
+
+    def _load(self) -> TextGenerationPipeline:
         session = InferenceSession(devices=self.devices)
         huggingface_config = self.checkpoint.huggingface_config
         model = self.architecture.pipeline_model(
@@ -185,14 +192,13 @@ def _plan(opened: OpenedModel) -> CachePlan:
     Raises:
         InputError: max_length is more than the model's limit, or does not fit in memory.
     """
-    config, architecture = opened.config, opened.architecture
+    config = opened.config
     model_limit = opened.checkpoint.huggingface_config.get_text_config().max_position_embeddings
     if config.max_length is not None and config.max_length > model_limit:
         raise InputError(
             f"max_length (--max-length) {config.max_length} is more than the {model_limit} tokens of the model"
         )
-    in_memory = [(name, data) for name, data in opened.state_dict.items() if name not in architecture.lookup_tables]
-    weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
+    available, share = _cache_memory(opened)
     try:
         return plan_cache(
             opened.kv_params,
@@ -201,10 +207,33 @@ def _plan(opened: OpenedModel) -> CachePlan:
             max_batch_size=config.max_batch_size,
             max_step_tokens=config.max_step_tokens,
             memory_bytes=config.kv_cache_memory,
-            available_bytes=max(0, _free_bytes(opened.devices) - weights_bytes),
+            available_bytes=available,
+            share=share,
+            remedy=None if opened.devices[0].is_host else f"raise {UTILIZATION}",
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _cache_memory(opened: OpenedModel) -> tuple[int, float]:
+    """Memory beside the weights, and the share of it that the cache may take.
+
+    On the host, which belongs to others too, half of what is free; of GPUs what steps and the unused share leave.
+
+    Raises:
+        InputError: A GPU has too little.
+    """
+    config, architecture, devices = opened.config, opened.architecture, opened.devices
+    if devices[0].is_host:
+        in_memory = [item for item in opened.state_dict.items() if item[0] not in architecture.lookup_tables]
+        weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
+        return max(0, available_bytes() - weights_bytes), HOST_SHARE
+    model, huggingface_config = architecture.pipeline_model, opened.checkpoint.huggingface_config
+    graphs = model.trace(config, huggingface_config, opened.state_dict)
+    placed = placed_bytes([spec for traced in graphs.values() for spec in traced.weights], len(devices))
+    activation_bytes = model.estimate_activation_memory(config, huggingface_config)
+    memory = read_device_memory(devices, placed, activation_bytes)
+    return cache_bytes(memory, config.device_memory_utilization, config.kv_cache_memory), 1.0
 
 
 def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, name: str, data: WeightData) -> int:
@@ -220,10 +249,3 @@ def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, na
     if name in architecture.head_weights:
         record = record.head if config.head_encoding == AUTO else encoding(config.head_encoding)
     return record.on(config.device_kind).num_bytes([int(dim) for dim in data.shape], stored_type(data))
-
-
-def _free_bytes(devices: Sequence[Device]) -> int:
-    """Memory that the devices have free, all together."""
-    if devices[0].is_host:
-        return available_bytes()
-    return sum(int(device.stats["free_memory"]) for device in devices)

@@ -100,14 +100,19 @@ class ArchConfig(Protocol):
         """The page groups of the model's cache."""
 
 
-def signal_buffer_type(device: DeviceRef) -> BufferType:
-    """Type of the buffer through which collectives synchronize; one byte on the CPU, where they don't."""
-    return BufferType(DType.uint8, [1], device) if device.is_cpu() else Signals([device]).input_types()[0]
+def signal_buffer_types(devices: Sequence[DeviceRef]) -> list[BufferType]:
+    """Types of the buffers through which collectives synchronize, one per device.
+
+    One byte on the CPU, and on a GPU that is alone, where there is nobody to wait for: MAX's take 280 MB each.
+    """
+    if len(devices) == 1 or devices[0].is_cpu():
+        return [BufferType(DType.uint8, [1], device) for device in devices]
+    return Signals(devices).input_types()
 
 
 def allocate_signal_buffers(devices: Sequence[Device]) -> list[Buffer]:
     """Allocates one signal buffer per device."""
-    if devices[0].is_host:
+    if len(devices) == 1 or devices[0].is_host:
         return [Buffer.zeros([1], DType.uint8, device) for device in devices]
     return Signals.allocate(devices)
 
@@ -150,6 +155,11 @@ class PipelineModel(ABC):
     @abstractmethod
     def required_graphs(self, context: TextContext) -> Sequence[str]:
         """Names of the graphs that the steps of a request run."""
+
+    @classmethod
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        """Estimates the bytes that a step takes, beside weights and cache, on the device where it takes most."""
+        return 0
 
     @abstractmethod
     def compile(self, names: Iterable[str]) -> None:

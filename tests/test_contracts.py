@@ -69,7 +69,8 @@ EXPORTED = {
 MODEL_OPTIONS = """
     --model --weight-path --revision --max-length --max-batch-size --max-batch-tokens --devices
     --quantization-encoding --head-encoding --activation-encoding --weight-cache/--no-weight-cache
-    --artifacts --kv-cache-memory --kv-cache-dtype --generation-config --custom-architectures --trust-remote-code
+    --artifacts --kv-cache-memory --device-memory-utilization --kv-cache-dtype --generation-config
+    --custom-architectures --trust-remote-code
 """
 SET_BY_TESTS = ("--max-length", "--max-batch-size", "--generation-config")  # of a benchmark
 OPTIONS = {

@@ -229,6 +229,16 @@ class DecoderConfig:
         return len(self.layer_types)
 
     @property
+    def feed_forward_width(self) -> int:
+        """Values of a token that the feed-forward block holds at once: two projections and their product."""
+        return 3 * self.intermediate_size
+
+    @property
+    def per_token_input_width(self) -> int:
+        """Values of a token that all layers read beside its hidden state."""
+        return 0
+
+    @property
     def cached_layer_types(self) -> tuple[str, ...]:
         """Types of the layers that have keys and values of their own."""
         return self.layer_types

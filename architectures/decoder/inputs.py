@@ -12,7 +12,7 @@ from max.dtype import DType
 from max.graph import BufferType, BufferValue, DeviceRef, Graph, TensorType, TensorValue
 
 from kv_cache import KVCacheParams
-from pipelines.pipeline_model import ModelInputs, signal_buffer_type
+from pipelines.pipeline_model import ModelInputs, signal_buffer_types
 
 _Tensor = TypeVar("_Tensor")
 _Buffer = TypeVar("_Buffer")
@@ -70,7 +70,7 @@ def decoder_input_types(
     return DecoderInputs(
         tokens=TensorType(DType.int64, ["total_seq_len"], first),
         input_row_offsets=TensorType(DType.uint32, ["input_row_offsets_len"], first),
-        signal_buffers=[signal_buffer_type(device) for device in devices],
+        signal_buffers=signal_buffer_types(devices),
         return_n_logits=TensorType(DType.int64, [1], host),
         kv_cache_inputs=kv_params.symbolic_inputs(),
         position_ids=TensorType(DType.uint32, [1, "total_seq_len"], first),

@@ -15,13 +15,15 @@ from max.graph.weights import WeightData
 
 from architectures.decoder.config import DecoderConfig
 from architectures.decoder.inputs import DecoderBuffers, DecoderInputs
-from architectures.decoder.rope_tables import RopeTables
+from architectures.decoder.memory import activation_bytes
+from architectures.decoder.rope_tables import RopeTables, rope_table_bytes
 from architectures.layers.attention import FULL
 from architectures.layers.kernels import product_instructions
 from kv_cache import advance, to_device
 from pipelines.background import in_background
 from pipelines.config import PipelineConfig
 from pipelines.context import TextContext
+from pipelines.errors import loading_onto_devices
 from pipelines.loading.graphs import Graphs, TracedGraphs
 from pipelines.loading.weight_cache.cache import WeightCache
 from pipelines.loading.weight_spec import TracedGraph
@@ -110,6 +112,14 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         """Traces all graphs of a finalized configuration, by name."""
         return {DECODER: cls.build_graph(config)}
 
+    @classmethod
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        config = cls.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
+        num_positions = config.calculate_max_seq_len(huggingface_config, pipeline_config)
+        return activation_bytes(
+            config, pipeline_config.max_step_tokens, pipeline_config.max_batch_size
+        ) + rope_table_bytes(config, num_positions)
+
     @property
     def graph_names(self) -> Sequence[str]:
         return self.graphs.names
@@ -134,7 +144,8 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
     def compile(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.models:
-                self.models[name] = self._compile(name)
+                with loading_onto_devices():
+                    self.models[name] = self._compile(name)
 
     def _traced_graphs(self) -> Graphs:
         with self.stages.stage("graph"):

@@ -13,6 +13,11 @@ from architectures.decoder.config import DecoderConfig
 MIN_POSITIONS = 4096
 
 
+def rope_table_bytes(config: DecoderConfig, num_positions: int) -> int:
+    """Bytes of the tables of so many positions on each device, with the halves that are freed once they have grown."""
+    return num_positions * sum(config.rope_dims.values()) * 4 * 3 // 2
+
+
 class RopeTables:
     """A table [positions, H] float32 for each layer type on each device.
 

@@ -16,6 +16,7 @@ from architectures.gemma3 import Gemma3Model
 from architectures.gemma3.graph import build_graph
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
+from pipelines.config import PipelineConfig
 from pipelines.context import ImageSpan, TextContext
 from pipelines.errors import InputError
 from pipelines.loading.weight_spec import TracedGraph
@@ -50,6 +51,16 @@ class Gemma3MultimodalModel(Gemma3Model):
             raise InputError(f"config.json: {error}") from error
         images = {DECODER_FOR_IMAGES: build_graph(config, bidirectional=True), VISION: build_vision_graph(vision)}
         return super().trace_graphs(config, huggingface_config) | images
+
+    @classmethod
+    def estimate_activation_memory(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        """That of a step of text or of one image's way through the tower, whichever is more, and the kept features."""
+        config = cls.model_config_cls.initialize_from_config(pipeline_config, huggingface_config)
+        vision = VisionConfig.from_huggingface(huggingface_config, config.dtype, config.encoding.tower, config.devices)
+        of_text = super().estimate_activation_memory(pipeline_config, huggingface_config)
+        num_kept = NUM_KEPT_IMAGES + pipeline_config.max_batch_size
+        features_bytes = vision.mm_tokens_per_image * vision.text_hidden_size * config.dtype.size_in_bytes
+        return max(of_text, vision.activation_bytes) + num_kept * features_bytes
 
     def required_graphs(self, context: TextContext) -> Sequence[str]:
         return self.graph_names if context.images else (DECODER,)

@@ -87,6 +87,16 @@ class VisionConfig:
         return config
 
     @property
+    def activation_bytes(self) -> int:
+        """Estimate of what one image takes on its way through the tower, in bytes."""
+        widest = max(
+            self.intermediate_size, 4 * self.hidden_size
+        )  # of the MLP, or projections and what attention gives
+        num_pixels = self.num_channels * self.image_size**2  # in float32, and as rows of patches
+        size = self.dtype.size_in_bytes
+        return self.patches_per_side**2 * (3 * self.hidden_size + widest) * size + num_pixels * (4 + 2 * size)
+
+    @property
     def head_dim(self) -> int:
         """Size of an attention head."""
         return self.hidden_size // self.num_attention_heads

@@ -74,5 +74,15 @@ class Gemma4Config(DecoderConfig):
         return super().kv_heads(layer_type)
 
     @property
+    def feed_forward_width(self) -> int:
+        """Values of a token that the widest feed-forward block holds at once."""
+        return super().feed_forward_width * (2 if self.use_double_wide_mlp else 1)
+
+    @property
+    def per_token_input_width(self) -> int:
+        """Per-layer embeddings of a token: their rows, the projection, and the sum."""
+        return 3 * len(self.layer_types) * self.hidden_size_per_layer_input
+
+    @property
     def cached_layer_types(self) -> tuple[str, ...]:
         return self.layer_types[: len(self.layer_types) - self.num_kv_shared_layers]

@@ -47,3 +47,11 @@ class Qwen3Config(DecoderConfig):
             if layer not in text.mlp_only_layers and (layer + 1) % text.decoder_sparse_step == 0
         }
         return {"experts": experts, "sparse_layers": frozenset(sparse if experts.num_experts else ())}
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Values of a token that the feed-forward block holds at once, one row for each of its experts."""
+        if self.experts is None:
+            return super().feed_forward_width
+        row = 2 * self.hidden_size + 3 * self.experts.moe_intermediate_size
+        return max(super().feed_forward_width, self.experts.num_experts_per_tok * row)

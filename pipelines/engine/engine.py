@@ -19,6 +19,7 @@ from kv_cache import KVCacheManager
 from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.scheduler import Scheduler, StepPlan
 from pipelines.engine.step import LaunchedStep, RowOutputs, TokenSampler
+from pipelines.errors import step_error
 from pipelines.pipeline_model import PipelineModel
 
 _log = logging.getLogger("pipelines.engine")
@@ -217,7 +218,7 @@ class Engine:
         except Exception as error:
             contexts = plan.contexts
             if len(contexts) == 1:
-                self._end(contexts[0], "error", error)
+                self._end(contexts[0], "error", step_error(error))
                 return
             middle = len(contexts) // 2
             self._run(StepPlan(contexts[:middle]))

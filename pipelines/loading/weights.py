@@ -151,7 +151,7 @@ def materialize(
             writer.add(spec.name, weight)
             return weight
 
-        weights = {spec.name: _place(make(spec), spec, devices) for spec in specs}
+        weights = {spec.name: _place(make(spec), spec, devices, state_dict) for spec in specs}
     cache.problem = cache.problem or writer.problem
     return weights
 
@@ -162,10 +162,18 @@ def _is_quantized(spec: WeightSpec, state_dict: Mapping[str, WeightData]) -> boo
     return spec.block_format is not None and any(stored != spec.stored_as for stored in sources)
 
 
-def _place(weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device]) -> Array | Buffer:
+def _place(
+    weight: Array | Buffer, spec: WeightSpec, devices: Sequence[Device], state_dict: Mapping[str, WeightData]
+) -> Array | Buffer:
+    """Places a weight where the graph expects it. Of one on a GPU nothing stays in the host's memory."""
     if spec.is_placed_on_host(devices):
         return weight
-    return (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(devices[spec.shard])
+    device = devices[spec.shard]
+    placed = (Buffer.from_numpy(weight) if isinstance(weight, np.ndarray) else weight).to(device)
+    device.synchronize()  # the copy reads the mapped files, whose pages are dropped next
+    for source in spec.sources:
+        drop_resident_pages(np.asarray(state_dict[source.name].data))
+    return placed
 
 
 def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPoolExecutor) -> Array | Buffer:

@@ -52,7 +52,7 @@ def run_identity(
         "weights": _hash(json.dumps(sorted(tensors)).encode()),
         "quantization_encoding": config.quantization_encoding,
         "head_encoding": record.head.name if config.head_encoding == AUTO else config.head_encoding,
-        "activation_encoding": "int8" if config.has_int8_activations else "float",
+        "activation_encoding": config.chosen_activation_encoding,
         "kv_cache_dtype": ",".join(dict.fromkeys(group.dtype.name for group in kv_params.groups)),
         "devices": ",".join(f"{ref.device_type.value}:{ref.id}" for ref in config.device_refs),
         "target": target,
