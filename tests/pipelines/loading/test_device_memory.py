@@ -21,7 +21,6 @@ from pipelines.errors import DeviceMemoryError, loading_onto_devices, step_error
 from pipelines.load import _cache_memory
 from pipelines.loading.checkpoint import resolve_config
 from pipelines.loading.device_memory import (
-from pipelines.opened_model import OpenedModel
     DeviceMemory,
     cache_bytes,
     placed_bytes,
@@ -29,6 +28,7 @@ from pipelines.opened_model import OpenedModel
 )
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 from pipelines.loading.weights import materialize
+from pipelines.opened_model import OpenedModel
 from pipelines.pipeline_model import signal_buffer_types
 
 GIB = 2**30
