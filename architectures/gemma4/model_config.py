@@ -74,5 +74,9 @@ class Gemma4Config(DecoderConfig):
         return super().kv_heads(layer_type)
 
     @property
+    def split_counts(self) -> dict[str, tuple[int, bool]]:
+        return super().split_counts | {"num_global_key_value_heads": (self.num_global_key_value_heads, True)}
+
+    @property
     def cached_layer_types(self) -> tuple[str, ...]:
         return self.layer_types[: len(self.layer_types) - self.num_kv_shared_layers]

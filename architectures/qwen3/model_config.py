@@ -47,3 +47,12 @@ class Qwen3Config(DecoderConfig):
             if layer not in text.mlp_only_layers and (layer + 1) % text.decoder_sparse_step == 0
         }
         return {"experts": experts, "sparse_layers": frozenset(sparse if experts.num_experts else ())}
+
+    @property
+    def split_counts(self) -> dict[str, tuple[int, bool]]:
+        counts = super().split_counts
+        if self.experts is not None and self.sparse_layers:
+            counts["moe_intermediate_size"] = (self.experts.moe_intermediate_size, False)
+        if len(self.sparse_layers) == self.num_hidden_layers:
+            del counts["intermediate_size"]
+        return counts
