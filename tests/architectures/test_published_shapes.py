@@ -45,7 +45,7 @@ RUNS = [
     for folder in SUPPORTED.values()
     for devices in ("cpu", "gpu", *SEVERAL)
     for encoding in encodings_of(folder, devices[:3])
-    if devices in ("cpu", "gpu") or encoding != "float32"
+    if devices in ("cpu", "gpu") or encoding == ("float8_e4m3fn" if folder.name.endswith("FP8") else "bfloat16")
     if (folder.name, devices) not in UNSPLITTABLE
 ]
 

@@ -66,6 +66,7 @@ def test_the_command_runs_on_shards(
 ) -> None:
     call = Caller(capsys, monkeypatch)
     options = ["--model", str(checkpoints["qwen3"]), "--prompt", "w20 w30", "--max-new-tokens", "8"]
-    results = [call("generate", *options, "--devices", devices) for devices in ("cpu", "cpu:0,cpu:0")]
-    assert [result.code for result in results] == [0, 0]
-    assert results[1].out == results[0].out != ""
+    devices = ("cpu", "cpu:0,cpu:0", "cpu:0,cpu:0,cpu:0,cpu:0")
+    results = [call("generate", *options, "--devices", names) for names in devices]
+    assert [result.code for result in results] == [0, 0, 0]
+    assert results[2].out == results[1].out == results[0].out != ""

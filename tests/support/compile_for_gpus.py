@@ -78,8 +78,6 @@ def with_layers(text: Any, weights: Mapping[str, WeightData], num_layers: int) -
     text.num_hidden_layers = num_layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:num_layers]
-    if getattr(text, "num_kv_shared_layers", 0):
-        text.num_kv_shared_layers, text.use_double_wide_mlp = 0, False
     numbers = {name: re.match(r"layers\.(\d+)\.", name) for name in weights}
     return {name: data for name, data in weights.items() if not (n := numbers[name]) or int(n[1]) < num_layers}
 
