@@ -31,8 +31,9 @@ WRITERS = {"gemma3_multimodal_for_gpus": write_gemma3_multimodal_for_gpus}
 class Case:
     """Graphs that one process compiles.
 
-    model: a tiny model of tiny_models.py, or a published one. num_layers: of a published one; None: all of them, as for
-    Gemma 4 E2B, whose per-layer embeddings are the wider the more layers there are; all other sizes are its own. in_suite: whether `make test-gpu-compile` compiles them.
+    model: a tiny model of tiny_models.py, or a published one. num_layers: of a published one, whose other sizes are its
+    own; None: all of them, as for Gemma 4 E2B, whose per-layer embeddings are the wider the more layers there are.
+    in_suite: whether `make test-gpu-compile` compiles them.
     """
 
     model: str
