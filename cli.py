@@ -108,7 +108,13 @@ _MODEL_OPTIONS = (
         help="Tokens of a step, of prompts and outputs together: fewer keep outputs flowing beside long prompts, more"
         " compute prompts faster.  [default: 512 on CPU, 2048 on GPU]",
     ),
-    click.option("--devices", default="cpu", show_default=True, metavar="cpu|gpu|gpu:0,1"),
+    click.option(
+        "--devices",
+        default="cpu",
+        show_default=True,
+        metavar="cpu|gpu|gpu:0,1",
+        help="GPUs that share the model, by their numbers.  [for tests: cpu:0,cpu:0 are shards on one CPU]",
+    ),
     click.option("--quantization-encoding", type=click.Choice([AUTO, *ENCODINGS]), default=AUTO, show_default=True),
     click.option(
         "--head-encoding",

@@ -36,7 +36,7 @@ class PipelineConfig:
     model: str | None = None  # a folder or a hub id; None: the demo model that comes with the package
     weight_path: str | None = None  # a GGUF file, on this machine or in the model's folder or repository
     revision: str | None = None
-    devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"
+    devices: str = "cpu"  # "cpu", "gpu" (the first), "gpu:0,1"; "cpu:0,cpu:0": two shards on the CPU, for tests
     quantization_encoding: str = AUTO
     head_encoding: str = AUTO  # of the embedding and the head
     activation_encoding: str = AUTO  # of activations in products; auto: int8 with weights in blocks, else as they are
@@ -102,14 +102,15 @@ class PipelineConfig:
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:
         """The device kind of the run: all its devices are of one kind."""
-        return "gpu" if _parse_devices(self.devices) else "cpu"
+        return _parse_devices(self.devices)[0]
 
     @property
     def device_refs(self) -> list[DeviceRef]:
         """The devices as a graph names them; none is opened, or needs to exist."""
         from max.graph import DeviceRef
 
-        return [DeviceRef.GPU(number) for number in _parse_devices(self.devices)] or [DeviceRef.CPU()]
+        kind, numbers = _parse_devices(self.devices)
+        return [DeviceRef.CPU() if kind == "cpu" else DeviceRef.GPU(number) for number in numbers]
 
     @property
     def max_step_tokens(self) -> int:
@@ -125,9 +126,9 @@ def open_devices(config: PipelineConfig) -> list[Device]:
     """
     from max.driver import CPU, Accelerator, accelerator_count
 
-    numbers = _parse_devices(config.devices)
-    if not numbers:
-        return [CPU()]
+    kind, numbers = _parse_devices(config.devices)
+    if kind == "cpu":
+        return [CPU() for _ in numbers]
     num_found = accelerator_count()
     if not num_found:
         raise InputError(f"no GPU found for devices (--devices) '{config.devices}': use 'cpu'")
@@ -151,19 +152,19 @@ def parse_memory(text: str) -> int:
     return size_bytes
 
 
-def _parse_devices(devices: str) -> list[int]:
-    """Parses the GPU numbers, in the order given; none for the CPU."""
-    if devices == "cpu":
-        return []
+def _parse_devices(devices: str) -> tuple[Literal["cpu", "gpu"], list[int]]:
+    """Parses the device kind, and the number of each device in the order given; the CPU may be named repeatedly."""
+    if devices == "cpu" or (isinstance(devices, str) and re.fullmatch(r"cpu:0(,cpu:0){0,31}", devices)):
+        return "cpu", [0] * (devices.count(",") + 1)
     if devices == "gpu":
-        return [0]
+        return "gpu", [0]
     match = re.fullmatch(r"gpu:(\d{1,3}(?:,\d{1,3})*)", devices, re.ASCII) if isinstance(devices, str) else None
     if match is None:
         raise InputError(f"devices (--devices) is '{devices}': write cpu, gpu, or gpu:0,1 with the GPUs' numbers")
     numbers = [int(number) for number in match[1].split(",")]
     if len(set(numbers)) < len(numbers):
         raise InputError(f"devices (--devices) is '{devices}': name each GPU once")
-    return numbers
+    return "gpu", numbers
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -179,6 +179,13 @@ def test_what_the_device_can_not_run(call: Caller, monkeypatch: pytest.MonkeyPat
     assert "no GPU found" in call("generate", "--prompt", "x", "--devices", "gpu").error()
 
 
+def test_a_number_of_devices_that_can_not_share_the_model(call: Caller) -> None:
+    line = call("generate", "--prompt", "x", "--devices", "cpu:0,cpu:0,cpu:0").error()
+    assert "num_attention_heads 4 can't be split over 3 devices" in line and line.endswith(
+        "(--devices); possible here: 1, 2"
+    )
+
+
 def test_limits_that_the_model_or_the_memory_can_not_meet(call: Caller) -> None:
     line = call("generate", "--prompt", "x", "--max-length", "1025").error()
     assert "(--max-length) 1025" in line and "1024" in line

@@ -190,9 +190,34 @@ class DecoderConfig:
         if self.devices[0].is_cpu() and (unknown := head_dims - set(HEAD_DIMS)):
             known = f"multiples of {HEAD_DIMS.step} up to {HEAD_DIMS[-1]}"
             raise ValueError(f"head_dim {min(unknown)} is not supported on CPU ({known} are)")
-        if self.num_attention_heads % len(self.devices):
-            heads = self.num_attention_heads
-            raise ValueError(f"num_attention_heads {heads} can't be split over {len(self.devices)} devices")
+        self._refuse_unsplittable()
+
+    def _refuse_unsplittable(self) -> None:
+        """Refuses numbers of devices that counts can't be split over, and names those that they can."""
+        num_devices = len(self.devices)
+        wrong = self._unsplittable(num_devices)
+        if wrong:
+            numbers = ", ".join(str(n) for n in range(1, num_devices) if not self._unsplittable(n))
+            raise ValueError(
+                f"{wrong} can't be split over {num_devices} devices: "
+                f"name fewer in devices (--devices); possible here: {numbers}"
+            )
+
+    def _unsplittable(self, num_devices: int) -> str:
+        """Field and value of the first count that can't be split over so many devices; nothing if all can."""
+        for name, (count, can_replicate) in self.split_counts.items():
+            if count % num_devices and not (can_replicate and num_devices % count == 0):
+                return f"{name} {count}"
+        return ""
+
+    @property
+    def split_counts(self) -> dict[str, tuple[int, bool]]:
+        """Counts that several devices share, by field, and whether devices that outnumber one may replicate it."""
+        return {
+            "num_attention_heads": (self.num_attention_heads, False),
+            "num_key_value_heads": (self.num_key_value_heads, True),
+            "intermediate_size": (self.intermediate_size, False),
+        }
 
     def finalize(
         self,

@@ -11,13 +11,12 @@ from architectures.decoder.config import DecoderConfig
 from architectures.decoder.inputs import DecoderValues, decoder_input_types, graph_values
 from architectures.layers.activations import soft_cap
 from architectures.layers.attention import RaggedBatch
-from architectures.layers.collectives import broadcast
+from architectures.layers.collectives import all_reduce, broadcast
 from architectures.layers.kernels import extensions
-from architectures.layers.linear import matmul
 from architectures.layers.logits import greedy_choice, last_of_each_row, select_positions
 from architectures.layers.norm import RMSNorm
+from architectures.layers.vocabulary import Vocabulary
 from architectures.layers.weights import Replicated, WeightTable
-from pipelines.loading.encoding import Matrix
 from pipelines.loading.weight_spec import TracedGraph
 
 Outputs = tuple[TensorValue, ...]
@@ -70,11 +69,11 @@ def embed(weights: WeightTable, config: DecoderConfig, inputs: DecoderValues, sc
     """
     if inputs.embeddings is not None:
         return broadcast(inputs.embeddings, config.devices)
-    embedding = _vocabulary_matrix(weights, config, "embed_tokens.weight")
-    h_TD = ops.cast(embedding.encoding.gather(embedding, inputs.tokens), config.dtype)
-    if scale is not None:
-        h_TD = h_TD * ops.constant(scale, config.dtype, h_TD.device)
-    return broadcast(h_TD, config.devices)
+    embedding = _vocabulary(weights, config, "embed_tokens.weight")
+    h = all_reduce(embedding.embed(broadcast(inputs.tokens, config.devices), config.dtype), inputs.signal_buffers)
+    if scale is None:
+        return h
+    return Replicated([shard * ops.constant(scale, config.dtype, shard.device) for shard in h])
 
 
 def logits(
@@ -83,9 +82,10 @@ def logits(
     norm: RMSNorm,
     h: Replicated,
     inputs: DecoderValues,
+    batch: RaggedBatch,
     softcapping: float | None = None,
 ) -> Outputs:
-    """Applies the last norm and the head, on the first device, to the positions whose logits are returned.
+    """Applies the last norm and the head to the positions whose logits are returned, and gathers these.
 
     Args:
         weights: The weights of the graph.
@@ -93,18 +93,25 @@ def logits(
         norm: The family's norm.
         h: [T, D], after the last layer.
         inputs: The inputs of the graph.
+        batch: The rows of the step.
         softcapping: Bound of the soft-capping of logits, if there is one.
+
+    Returns:
+        The outputs, on the first device.
     """
-    h_MD, offsets = select_positions(h[0], inputs.input_row_offsets, inputs.return_n_logits, config.return_logits)
-    scale = weights.on_first_device("norm.weight", [config.hidden_size])
-    name = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    head = _vocabulary_matrix(weights, config, name)
-    logits_MV = ops.cast(matmul(norm.apply(h_MD, scale), head), DType.float32)
+    selected = [
+        select_positions(shard, row_offsets, inputs.return_n_logits, config.return_logits)
+        for shard, row_offsets in zip(h, batch.row_offsets, strict=True)
+    ]
+    offsets, scales = selected[0][1], weights.replicated("norm.weight", [config.hidden_size])
+    head = _vocabulary(weights, config, "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+    normed = [norm.apply(h_MD, scale) for (h_MD, _), scale in zip(selected, scales, strict=True)]
+    logits_MV = ops.cast(head.logits(Replicated(normed)), DType.float32)
     if softcapping is not None:
         logits_MV = soft_cap(logits_MV, softcapping)
     return logits_MV, last_of_each_row(logits_MV, offsets), offsets, *greedy_choice(logits_MV)
 
 
-def _vocabulary_matrix(weights: WeightTable, config: DecoderConfig, name: str) -> Matrix:
+def _vocabulary(weights: WeightTable, config: DecoderConfig, name: str) -> Vocabulary:
     """Declares the embedding or the head, [V, D]."""
-    return weights.matrix_on_first_device(name, (config.vocab_size, config.hidden_size), config.head_encoding)
+    return Vocabulary.declare(weights, name, (config.vocab_size, config.hidden_size), config.head_encoding)

@@ -52,7 +52,7 @@ class Gemma3:
         batch = ragged_batch(inputs, config)
         for i, layer_type in enumerate(config.layer_types):
             h = self.decoder_layer(h, f"layers.{i}", layer_type, config.layer_types[:i].count(layer_type), batch)
-        return logits(self.weights, config, self.norm, h, inputs, config.final_logit_softcapping)
+        return logits(self.weights, config, self.norm, h, inputs, batch, config.final_logit_softcapping)
 
     def decoder_layer(self, h: Replicated, name: str, layer_type: str, index: int, batch: RaggedBatch) -> Replicated:
         """Applies attention and MLP, with a norm before and after each: h [T, D] -> [T, D].

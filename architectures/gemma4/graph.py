@@ -58,7 +58,7 @@ class Gemma4:
                 h = self.add_per_layer_input(h, f"layers.{i}", Replicated([shard[:, i] for shard in per_layer]))
             scalar = self.weights.replicated(f"layers.{i}.layer_scalar", [1])
             h = Replicated([x * s for x, s in zip(h, scalar, strict=True)])
-        return logits(self.weights, config, self.norm, h, inputs, config.final_logit_softcapping)
+        return logits(self.weights, config, self.norm, h, inputs, batch, config.final_logit_softcapping)
 
     def per_layer_inputs(self, tokens: TensorValue, h_TD: TensorValue) -> Replicated:
         """Per-layer embeddings (PLE) [T, L, P] of each token: its row of the table, plus a projection of its embedding.

@@ -84,5 +84,9 @@ class Gemma4Config(DecoderConfig):
         return 3 * len(self.layer_types) * self.hidden_size_per_layer_input
 
     @property
+    def split_counts(self) -> dict[str, tuple[int, bool]]:
+        return super().split_counts | {"num_global_key_value_heads": (self.num_global_key_value_heads, True)}
+
+    @property
     def cached_layer_types(self) -> tuple[str, ...]:
         return self.layer_types[: len(self.layer_types) - self.num_kv_shared_layers]

@@ -7,7 +7,7 @@ from functools import reduce
 
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
 
-from architectures.layers.weights import Partial, Replicated
+from architectures.layers.weights import Partial, Replicated, Sharded
 
 
 def broadcast(x: TensorValue, devices: Sequence[DeviceRef]) -> Replicated:
@@ -25,6 +25,13 @@ def all_reduce(parts: Partial, signal_buffers: Sequence[BufferValue]) -> Replica
     if parts[0].device.is_cpu():
         return Replicated([reduce(ops.add, parts)] * len(parts))
     return Replicated(ops.allreduce.sum(parts, signal_buffers))
+
+
+def gather_columns(shards: Sharded) -> TensorValue:
+    """Joins the columns of all devices' [T, columns] on the first device."""
+    if len(shards) == 1:
+        return shards[0]
+    return ops.concat([shard.to(shards[0].device) for shard in shards], axis=1)
 
 
 def add(x: Replicated, y: Replicated) -> Replicated:

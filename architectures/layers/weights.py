@@ -65,23 +65,26 @@ class WeightTable:
         (matrix,) = stored_encoding(stored_as).declare(declare, name, [WeightSource(name, shape)], None)
         return matrix
 
-    def matrices(self, name: str, sources: Sequence[WeightSource]) -> list[Matrix]:
-        """Declares matrices stacked along axis 0, each device with its share of every source."""
-        record = self.encoding.of_matrix(sources, len(self.devices), self.stored, self.quant_config)
+    def matrices(self, name: str, sources: Sequence[WeightSource], encoding: Encoding | None = None) -> list[Matrix]:
+        """Declares matrices stacked along axis 0, each device with its share of every source.
+
+        They are in this encoding if it is not that of the others.
+        """
+        record = (encoding or self.encoding).of_matrix(sources, len(self.devices), self.stored, self.quant_config)
         return record.declare(self._on_all_devices, name, sources, self.quant_config)
 
     def replicated_matrices(self, name: str, shape: tuple[int, int]) -> list[Matrix]:
         """Declares a matrix [out, in], whole on every device."""
         return self.matrices(name, [WeightSource(name, shape)])
 
-    def matrix_on_first_device(self, name: str, shape: tuple[int, int], encoding: Encoding | None = None) -> Matrix:
-        """Declares a matrix [out, in] on the first device only, in this encoding if it is not that of the others."""
+    def matrix_on_first_device(self, name: str, shape: tuple[int, int]) -> Matrix:
+        """Declares a matrix [out, in] on the first device only."""
 
         def declare(name: str, sources: Sequence[WeightSource], stored_as: StoredType) -> list[TensorValue]:
             return [self._declare(self._spec(name, sources, stored_as, shard=0))]
 
         sources = [WeightSource(name, shape)]
-        record = (encoding or self.encoding).of_matrix(sources, len(self.devices), self.stored, self.quant_config)
+        record = self.encoding.of_matrix(sources, len(self.devices), self.stored, self.quant_config)
         (matrix,) = record.declare(declare, name, sources, self.quant_config)
         return matrix
 

@@ -39,7 +39,7 @@ class Llama3:
         batch = ragged_batch(inputs, config)
         for i in range(len(config.layer_types)):
             h = self.decoder_layer(h, i, batch)
-        return logits(self.weights, config, self.norm, h, inputs)
+        return logits(self.weights, config, self.norm, h, inputs, batch)
 
     def decoder_layer(self, h: Replicated, index: int, batch: RaggedBatch) -> Replicated:
         """Applies attention and MLP, with a norm before each: h [T, D] -> [T, D]."""

@@ -43,7 +43,7 @@ class Qwen3:
         batch = ragged_batch(inputs, config)
         for i in range(len(config.layer_types)):
             h = self.decoder_layer(h, i, batch)
-        return logits(self.weights, config, self.norm, h, inputs)
+        return logits(self.weights, config, self.norm, h, inputs, batch)
 
     def decoder_layer(self, h: Replicated, layer: int, batch: RaggedBatch) -> Replicated:
         """Applies attention and MLP, with a norm before each: h [T, D] -> [T, D]."""

@@ -55,3 +55,12 @@ class Qwen3Config(DecoderConfig):
             return super().feed_forward_width
         row = 2 * self.hidden_size + 3 * self.experts.moe_intermediate_size
         return max(super().feed_forward_width, self.experts.num_experts_per_tok * row)
+
+    @property
+    def split_counts(self) -> dict[str, tuple[int, bool]]:
+        counts = super().split_counts
+        if self.experts is not None and self.sparse_layers:
+            counts["moe_intermediate_size"] = (self.experts.moe_intermediate_size, False)
+        if len(self.sparse_layers) == self.num_hidden_layers:
+            del counts["intermediate_size"]
+        return counts

@@ -35,13 +35,15 @@ def can_convert(stored: StoredType, target: StoredType) -> bool:
 class Piece:
     """The part of a weight that one source holds: a view of the mapped file, with its scales if it is float8.
 
-    name: of the tensor in the checkpoint, for messages.
+    name: of the tensor in the checkpoint, for messages. columns: the part of each dequantized row, where the array has
+    whole rows of blocks.
     """
 
     name: str
     array: Array
     stored_as: StoredType
     scaled: ScaledRows | None = None
+    columns: slice | None = None
 
     def write(self, target: Array, stored_as: StoredType, rows: slice) -> None:
         """Writes these rows into `target`, of type `stored_as`; those with scales are rounded to bfloat16 before."""
@@ -64,7 +66,7 @@ class Piece:
             cast_into(rounded, DType.bfloat16, values, DType.float32)
             return rounded, DType.bfloat16
         if isinstance(self.stored_as, BlockFormat):
-            return self.stored_as.dequantize(self.array[rows]), DType.float32
+            return self.stored_as.dequantize(self.array[rows])[:, self.columns or slice(None)], DType.float32
         return np.atleast_1d(self.array)[rows], self.stored_as
 
 
@@ -76,6 +78,8 @@ def piece_of(source: WeightSource, spec: WeightSpec, data: WeightData, scales: W
     if source.axis is not None:
         first[source.axis] = cut.start
         if isinstance(stored, BlockFormat) and source.axis == len(source.shape) - 1:
+            if not (stored.can_hold(cut.start) and stored.can_hold(cut.stop)):
+                return Piece(data.name, array, stored, columns=cut)
             cut = slice(stored.row_bytes(cut.start), stored.row_bytes(cut.stop))
         array = array[(slice(None),) * source.axis + (cut,)]
     if scales is None:

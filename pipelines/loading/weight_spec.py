@@ -22,16 +22,18 @@ class WeightSource:
 
     name: as the weight adapter gives it. shape: of the whole tensor. axis: the axis that is split over devices; None:
     each device holds all of it. units: equal pieces (heads, for example) that this axis may be cut into; if there are
-    more devices than units, equally many devices hold each unit.
+    more devices than units, equally many devices hold each unit. padding: if it is set, any size can be split: several
+    shards are equally long, a multiple of it, and the last ones end in zeros.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int | None = None
     units: int = 1
+    padding: int | None = None
 
     def cut(self, shard: int, num_shards: int) -> slice:
-        """Range of `axis` that one shard holds.
+        """Range of `axis` that one shard holds; with padding the rest of the shard is zeros.
 
         Raises:
             ValueError: The units can't be split evenly over the shards.
@@ -39,6 +41,9 @@ class WeightSource:
         if self.axis is None:
             return slice(None)
         size, num_parts = self.shape[self.axis], min(self.units, num_shards)
+        if self.padding is not None:
+            length = self.shard_size(num_shards)
+            return slice(min(shard * length, size), min((shard + 1) * length, size))
         if size % self.units or self.units % num_parts or num_shards % num_parts:
             raise ValueError(f"{self.name}: {size} in {self.units} units can't be split over {num_shards} shards")
         part_size, part = size // num_parts, shard * num_parts // num_shards
@@ -47,6 +52,9 @@ class WeightSource:
     def shard_size(self, num_shards: int) -> int:
         """Length of `axis` on one shard."""
         assert self.axis is not None
+        if self.padding is not None:
+            size = self.shape[self.axis]
+            return size if num_shards == 1 else -(-size // (num_shards * self.padding)) * self.padding
         cut = self.cut(0, num_shards)
         return int(cut.stop - cut.start)
 

@@ -189,6 +189,7 @@ def _make(spec: WeightSpec, state_dict: Mapping[str, WeightData], pool: ThreadPo
             rows = np.atleast_1d(result)[row : row + np.atleast_1d(piece.array).shape[0]]
             _fill(rows, spec.stored_as, piece, pool)
             row += len(rows)
+        np.atleast_1d(result)[row:] = 0  # the padding; in blocks zeros stand for zeros too
     return Buffer.from_numpy(result).view(spec.dtype, spec.shape) if spec.dtype in STORED_AS else result
 
 
@@ -202,7 +203,7 @@ def _aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 def _can_be_used_in_place(array: Array, spec: WeightSpec) -> bool:
     """Whether kernels can read the mapped file: blocks and rows that are looked up need no alignment, all others do."""
     alignment = array.itemsize if spec.is_on_host or spec.block_format is not None else ALIGNMENT_BYTES
-    return array.flags.c_contiguous and array.ctypes.data % alignment == 0
+    return array.shape == spec.shape and array.flags.c_contiguous and array.ctypes.data % alignment == 0
 
 
 def _fill(target: Array, stored_as: StoredType, piece: Piece, pool: ThreadPoolExecutor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from architectures.gemma3.graph import build_graph
 from architectures.gemma3_multimodal.vision_config import VisionConfig
 from architectures.gemma3_multimodal.vision_graph import build_vision_graph
 from pipelines import PipelineConfig
-from pipelines.loading.weight_spec import TracedGraph
+from pipelines.loading.weight_spec import TracedGraph, WeightSource, WeightSpec
 from pipelines.loading.weights import check_weights
 from pipelines.registry import Registry
 
@@ -29,6 +30,11 @@ SMALLEST = (
     "Qwen__Qwen3-0.6B",
     "meta-llama__Llama-3.2-1B-Instruct",
 )
+SEVERAL = ("gpu:0,1", "gpu:0,1,2,3", "gpu:0,1,2,3,4,5,6,7")
+UNSPLITTABLE = dict.fromkeys(
+    [(f"google__gemma-3-{size}-it", SEVERAL[-1]) for size in ("270m", "1b")], "num_attention_heads 4"
+)
+"""Models that can't be split over so many devices, and the count that can't."""
 RUNS = [
     pytest.param(
         folder,
@@ -37,9 +43,10 @@ RUNS = [
         marks=() if folder.name in SMALLEST and devices == "cpu" else pytest.mark.slow,
     )
     for folder in SUPPORTED.values()
-    for devices in ("cpu", "gpu", "gpu:0,1,2,3")
+    for devices in ("cpu", "gpu", *SEVERAL)
     for encoding in encodings_of(folder, devices[:3])
-    if devices != "gpu:0,1,2,3" or encoding != "float32"
+    if devices in ("cpu", "gpu") or encoding == ("float8_e4m3fn" if folder.name.endswith("FP8") else "bfloat16")
+    if (folder.name, devices) not in UNSPLITTABLE
 ]
 
 
@@ -63,12 +70,31 @@ def assert_the_loader_meets_the_graph(traced: TracedGraph, devices: Sequence[Dev
     """
     declared = {name: weight.value for name, weight in traced.graph._weights.items()}
     assert declared.keys() == {spec.name for spec in traced.weights}
+    assert_shards_make_up_the_tensors(traced.weights, len(devices))
     placed = [SimpleNamespace(is_host=device.is_cpu()) for device in devices]
     for spec in traced.weights:
         value = declared[spec.name]
         assert (value.dtype, [int(dim) for dim in value.shape]) == (spec.dtype, list(spec.shape)), spec.name
         assert value.device == spec.device_ref(devices), spec.name
         assert value.device.is_cpu() == spec.is_placed_on_host(placed), spec.name  # type: ignore[arg-type]
+
+
+def assert_shards_make_up_the_tensors(specs: Sequence[WeightSpec], num_devices: int) -> None:
+    """Each device's part of a weight is as long as its share; the parts of all devices are the whole tensor."""
+    parts: dict[WeightSource, set[tuple[int, int]]] = {}
+    for spec in specs:
+        for source in spec.sources:
+            if source.axis is not None:
+                cut = source.cut(spec.shard, spec.num_shards)
+                length = source.shard_size(spec.num_shards)
+                assert cut.stop - cut.start == length or (source.padding and cut.stop == source.shape[source.axis])
+                parts.setdefault(source, set()).add((cut.start, cut.stop))
+    assert parts
+    for source, ranges in parts.items():
+        ends = [0, *(stop for _, stop in sorted(ranges))]
+        assert source.axis is not None and [start for start, _ in sorted(ranges)] == ends[:-1]
+        assert ends[-1] == source.shape[source.axis], source.name
+        assert len(ranges) in (num_devices, source.units), source.name
 
 
 def graphs_of(folder: Path, config: Any) -> list[TracedGraph]:
@@ -131,7 +157,51 @@ def test_the_shards_of_a_weight_are_its_parts() -> None:
     assert shapes["layers.0.self_attn.qkv_proj.weight.shard3"] == (3 * 256, 1152)  # one query head, the K, the V head
     assert shapes["layers.0.self_attn.o_proj.weight.shard0"] == (1152, 256)
     assert shapes["layers.0.mlp.gate_up_proj.weight.shard1"] == (2 * 6912 // 4, 1152)
-    assert shapes["embed_tokens.weight"] == (262144, 1152)
+    assert shapes["embed_tokens.weight.shard2"] == (262144 // 4, 1152)
+    assert shapes["norm.weight.shard1"] == (1152,)
+
+
+@pytest.mark.parametrize(("folder_name", "devices"), UNSPLITTABLE)
+def test_a_published_model_that_cannot_be_split_is_refused_by_name(folder_name: str, devices: str) -> None:
+    message = rf"^{UNSPLITTABLE[folder_name, devices]} can't be split over 8 devices: .*\(--devices\).*: 1, 2, 4$"
+    with pytest.raises(ValueError, match=message):
+        configured(FOLDERS[folder_name], devices, "auto", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "num_devices", "message"),
+    [
+        ("google__gemma-3-1b-it", {}, 3, "num_attention_heads 4 can't be split over 3 devices: .*: 1, 2$"),
+        ("Qwen__Qwen3-0.6B", {"num_key_value_heads": 6, "num_attention_heads": 24}, 4, "num_key_value_heads 6 can't"),
+        ("Qwen__Qwen3-0.6B", {"intermediate_size": 3002}, 4, "intermediate_size 3002 can't be .*: 1, 2$"),
+        ("Qwen__Qwen3-30B-A3B", {"moe_intermediate_size": 770}, 4, "moe_intermediate_size 770 can't"),
+    ],
+)
+def test_a_count_that_cannot_be_split_is_refused_by_name(
+    name: str, changes: dict[str, Any], num_devices: int, message: str
+) -> None:
+    huggingface_config = AutoConfig.from_pretrained(FOLDERS[name])
+    for field, value in changes.items():
+        setattr(huggingface_config.get_text_config(), field, value)
+    run = PipelineConfig(model=str(FOLDERS[name]), devices="gpu:" + ",".join(map(str, range(num_devices))))
+    with pytest.raises(ValueError, match=message):
+        architecture_of(FOLDERS[name]).config.initialize_from_config(run, huggingface_config)
+
+
+def test_heads_of_full_layers_alone_that_cannot_be_split_are_refused_by_name() -> None:
+    config = configured(FOLDERS["google__gemma-4-31B-it"], "gpu:0,1,2,3,4,5,6,7", "auto", {})
+    config.refuse_unsupported()
+    with pytest.raises(ValueError, match=r"num_global_key_value_heads 6 can't be split over 8 devices: .*: 1, 2$"):
+        dataclasses.replace(config, num_global_key_value_heads=6).refuse_unsupported()
+
+
+def test_a_width_that_no_layer_has_may_be_odd() -> None:
+    """All layers of Qwen 3's 30B-A3B are of experts: `intermediate_size` is nobody's."""
+    folder = FOLDERS["Qwen__Qwen3-30B-A3B"]
+    huggingface_config = AutoConfig.from_pretrained(folder)
+    huggingface_config.intermediate_size = 6001
+    run = PipelineConfig(model=str(folder), devices="gpu:0,1")
+    architecture_of(folder).config.initialize_from_config(run, huggingface_config)
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ from pipelines.errors import InputError
         ("devices", "gpu:0,0"),
         ("devices", "gpu:-1"),
         ("devices", "gpu:0,1x"),
+        ("devices", "cpu:1"),
+        ("devices", "cpu:0,gpu:0"),
+        ("devices", "cpu,cpu"),
         ("quantization_encoding", "int8"),
         ("max_length", 0),
         ("max_length", -5),
@@ -52,6 +55,8 @@ def test_impossible_values_are_refused_by_name(setting: str, value: Any) -> None
     ("devices", "device_kind", "refs"),
     [
         ("cpu", "cpu", [DeviceRef.CPU()]),
+        ("cpu:0", "cpu", [DeviceRef.CPU()]),
+        ("cpu:0,cpu:0", "cpu", [DeviceRef.CPU(), DeviceRef.CPU()]),
         ("gpu", "gpu", [DeviceRef.GPU(0)]),
         ("gpu:1", "gpu", [DeviceRef.GPU(1)]),
         ("gpu:2,0", "gpu", [DeviceRef.GPU(2), DeviceRef.GPU(0)]),
@@ -79,6 +84,7 @@ def test_a_path_is_a_model_and_a_list_is_a_tuple(tmp_path: Path) -> None:
 def test_opening_the_cpu() -> None:
     (device,) = open_devices(PipelineConfig())
     assert device.label == "cpu"
+    assert [device.label for device in open_devices(PipelineConfig(devices="cpu:0,cpu:0,cpu:0"))] == ["cpu"] * 3
 
 
 @pytest.mark.parametrize(

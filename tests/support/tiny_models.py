@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +38,9 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
+
+
+EXPERTS = {"moe_intermediate_size": 48, "num_experts": 6, "num_experts_per_tok": 3}
 
 
 def gemma3_config(**traits: Any) -> Gemma3TextConfig:
@@ -73,6 +77,12 @@ def llama3(folder: Path) -> None:
     write(folder, LlamaForCausalLM(LlamaConfig(**COMMON, rope_parameters=rope)), torch.bfloat16)
 
 
+def llama3_odd_vocabulary(folder: Path) -> None:
+    """A vocabulary that no number of devices divides, its head tied; stored in float32."""
+    config = LlamaConfig(**COMMON | {"vocab_size": 1003}, tie_word_embeddings=True)
+    write(folder, LlamaForCausalLM(config))
+
+
 def qwen3(folder: Path) -> None:
     """A tied head, no biases; stored in bfloat16."""
     config = Qwen3Config(**COMMON, tie_word_embeddings=True)
@@ -103,9 +113,7 @@ def qwen3_moe(folder: Path) -> None:
     """Six experts, three a token, in two layers of three; stored in bfloat16."""
     config = Qwen3MoeConfig(
         **COMMON,
-        moe_intermediate_size=48,
-        num_experts=6,
-        num_experts_per_tok=3,
+        **EXPERTS,
         norm_topk_prob=True,
         mlp_only_layers=[1],
     )
@@ -185,6 +193,13 @@ TINY_MODELS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
     for function in (gemma3, gemma4, gemma4_dense, llama3, qwen3, qwen3_bias, qwen3_moe, qwen3_fp8)
 }
+
+
+def write_for_eight_devices(writer: Callable[[Path], None], folder: Path) -> None:
+    """Writes a model with counts that eight GPUs can share, each with whole tiles of a product."""
+    sizes = {"num_attention_heads": 8, "intermediate_size": 512}
+    with patch.dict(COMMON, sizes), patch.dict(GEMMA4_COMMON, sizes), patch.dict(EXPERTS, moe_intermediate_size=128):
+        writer(folder)
 
 
 def write(folder: Path, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> None:

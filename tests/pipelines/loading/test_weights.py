@@ -138,6 +138,43 @@ def test_columns_are_spread_over_devices(tmp_path: Path, dtype: torch.dtype) -> 
     assert all(array.flags.c_contiguous for array in made.values())  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("num_shards", "num_rows"), [(1, 37), (2, 20), (3, 16), (4, 12), (16, 4)])
+def test_rows_that_do_not_divide_are_padded_with_zeros(tmp_path: Path, num_shards: int, num_rows: int) -> None:
+    """Shards are equally long, multiples of 4; of 16 the last 6 are padding alone."""
+    rows = torch.randn(37, 6)
+    state_dict = open_state_dict([write(tmp_path, v=rows)], str)
+    source = WeightSource("v", (37, 6), axis=0, units=37, padding=4)
+    specs = [WeightSpec(f"v{i}", DType.float32, (source,), i, num_shards) for i in range(num_shards)]
+    assert {spec.shape for spec in specs} == {(num_rows, 6)}
+    check_weights(specs, state_dict)
+    made = materialize(specs, state_dict, [CPU()] * num_shards)
+    joined = np.concatenate([np.asarray(made[spec.name]) for spec in specs])
+    assert np.array_equal(joined[:37], rows.numpy())
+    assert len(joined) == num_shards * num_rows and not joined[37:].any()
+
+
+def test_padded_rows_in_two_bytes_are_zeros(tmp_path: Path) -> None:
+    rows = torch.randn(5, 8).bfloat16()
+    state_dict = open_state_dict([write(tmp_path, v=rows)], str)
+    spec = WeightSpec("v", DType.bfloat16, (WeightSource("v", (5, 8), axis=0, units=5, padding=2),), 1, 2)
+    made = bits(materialize([spec], state_dict, [CPU()] * 2)["v"])
+    assert np.array_equal(made, torch.cat([rows[4:], torch.zeros(3, 8)]).bfloat16().view(torch.uint16).numpy())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_padded_rows_of_blocks_are_zeros(tmp_path: Path, name: str) -> None:
+    values = torch.from_numpy(random_values(5, 256))
+    state_dict = open_state_dict([write(tmp_path, v=values)], str)
+    source = WeightSource("v", (5, 256), axis=0, units=5, padding=2)
+    specs = [WeightSpec(f"v{i}", FORMATS[name], (source,), i, 2) for i in range(2)]
+    made = materialize(specs, state_dict, [CPU()] * 2)
+    joined = np.concatenate([FORMATS[name].dequantize(np.asarray(made[spec.name])) for spec in specs])
+    whole_spec = WeightSpec("v", FORMATS[name], (WeightSource("v", (5, 256)),))
+    whole_blocks = materialize([whole_spec], state_dict, [CPU()])["v"]
+    assert np.array_equal(joined[:5], FORMATS[name].dequantize(np.asarray(whole_blocks)))
+    assert joined.shape == (8, 256) and not joined[5:].any()
+
+
 def test_heads_that_cannot_be_spread_evenly() -> None:
     with pytest.raises(ValueError, match="3 units can't be split over 2 shards"):
         WeightSource("q", (12, 1), axis=0, units=3).cut(0, 2)
@@ -389,6 +426,17 @@ def test_blocks_are_cut_by_rows_and_by_whole_blocks(axis: int) -> None:
     made = materialize(specs, state_dict, [CPU()] * 2)
     parts = [BLOCKS.dequantize(np.asarray(made[spec.name])) for spec in specs]
     assert np.array_equal(np.concatenate(parts, axis), BLOCKS.dequantize(np.asarray(state_dict["w"].data)))
+
+
+def test_blocks_that_a_cut_would_divide_are_dequantized() -> None:
+    """48 of 96 columns are one block and a half."""
+    state_dict = {"w": block_data("w", random_values(8, 96))}
+    source = WeightSource("w", (8, 96), axis=1, units=2)
+    specs = [WeightSpec(f"w{i}", DType.float32, (source,), i, 2) for i in range(2)]
+    check_weights(specs, state_dict)
+    made = materialize(specs, state_dict, [CPU()] * 2)
+    joined = np.concatenate([np.asarray(made[spec.name]) for spec in specs], 1)
+    assert np.array_equal(joined, BLOCKS.dequantize(np.asarray(state_dict["w"].data)))
 
 
 def test_blocks_are_joined() -> None:
