@@ -118,11 +118,16 @@ def to_do(inputs: Sequence[Path], output: Path) -> list[Request]:
     return [request for request in requests if request.id not in done]
 
 
-def append_results(path: Path, results: Iterable[dict[str, Any]]) -> int:
+def line_of(result: dict[str, Any]) -> str:
+    """A result as a line of a file."""
+    return json.dumps(result) + "\n"  # ASCII: a lone surrogate is no error
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> int:
     """Appends results to a file, so that they survive a power cut; returns their number."""
-    lines = [json.dumps(result, ensure_ascii=False) + "\n" for result in results]
-    with path.open("ab") as file:
-        file.write("".join(lines).encode("utf-8", "surrogatepass"))
+    lines = list(lines)
+    with path.open("a", encoding="ascii") as file:
+        file.write("".join(lines))
         file.flush()
         os.fsync(file.fileno())
     return len(lines)

@@ -23,7 +23,7 @@ import batch_files
 import click
 import httpx
 import ray
-from batch_files import Request, append_results, refusal_of, result_of, to_do
+from batch_files import Request, append_lines, line_of, refusal_of, result_of, to_do
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -48,7 +48,9 @@ class Worker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Answers requests, which run together in the engine."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return {"result": self._run(self._answer_all([Request(**row) for row in rows]))}
+        results = self._run(self._answer_all([Request(**row) for row in rows]))
+        # As texts: columns of Arrow would give all results the same fields.
+        return {"line": list(map(line_of, results)), "status": [each["response"]["status_code"] for each in results]}
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -74,7 +76,9 @@ class Worker:
 
 def run(requests: Sequence[Request], config: PipelineConfig, output: Path, num_workers: int, batch_size: int) -> int:
     """Answers requests and appends their results; returns the number of those that did not succeed."""
-    num_failed = append_results(output, [refusal_of(request) for request in requests if request.error is not None])
+    num_failed = append_lines(
+        output, [line_of(refusal_of(request)) for request in requests if request.error is not None]
+    )
     rows = [asdict(request) for request in requests if request.error is None]
     if not rows:
         return num_failed
@@ -88,9 +92,8 @@ def run(requests: Sequence[Request], config: PipelineConfig, output: Path, num_w
     )
     num_done = 0
     for batch in answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy"):
-        results = list(batch["result"])
-        num_failed += sum(result["response"]["status_code"] != 200 for result in results)
-        num_done += append_results(output, results)
+        num_done += append_lines(output, batch["line"])
+        num_failed += int((batch["status"] != 200).sum())
         click.echo(f"{num_done} of {len(rows)}", err=True)
     return num_failed
 

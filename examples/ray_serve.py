@@ -11,6 +11,7 @@ another. docs/scaling.md has the rules, and examples/ray_serve_check.py shows th
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -299,6 +300,7 @@ def cluster(address: str | None, num_cpus: float, host: str, port: int) -> Itera
         ray.init(address=address, **quiet)
     try:
         serve.start(http_options=HTTPOptions(host=host, port=port), logging_config={"enable_access_log": False})
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         yield address is None
     finally:
         if address is None:

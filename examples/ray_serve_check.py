@@ -76,7 +76,7 @@ class Client:
             topic = f"{SYSTEM} You are assistant {self._rng.randrange(3)}."
             messages = [{"role": "system", "content": topic}]
             for _ in range(NUM_TURNS):
-                messages.append({"role": "user", "content": f"def f_{self._rng.randrange(999)}(x):" * 30})
+                messages.append({"role": "user", "content": f"def f_{self._rng.randrange(999)}(x):" * 8})
                 body = {"model": "demo", "messages": messages, "max_tokens": MAX_TOKENS, "ignore_eos": True}
                 self.seen.num_running += 1
                 try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import pytest
-from batch_files import ROUTES, append_results, done_ids, read_requests, refusal_of, result_of, to_do
+from batch_files import ROUTES, append_lines, done_ids, line_of, read_requests, refusal_of, result_of, to_do
 
 
 def line(custom_id: str, **more: Any) -> str:
@@ -29,7 +29,7 @@ def inputs(tmp_path: Path) -> list[Path]:
 def answer(inputs: list[Path], output: Path, count: int | None = None) -> list[str | None]:
     """Answers the first of what is to be done; returns what it was."""
     requests = to_do(inputs, output)[:count]
-    append_results(output, [result_of(request, 200, {}) for request in requests])
+    append_lines(output, [line_of(result_of(request, 200, {})) for request in requests])
     return [request.custom_id for request in requests]
 
 
@@ -56,7 +56,7 @@ def test_kill_at_any_byte_loses_and_repeats_nothing(inputs: list[Path], tmp_path
 
 def test_line_separators_of_unicode_cut_no_result(inputs: list[Path], tmp_path: Path) -> None:
     (request, *_) = to_do(inputs, tmp_path / "out")
-    append_results(tmp_path / "out", [result_of(request, 200, {"text": "\u2028\x85\ud800"})])
+    append_lines(tmp_path / "out", [line_of(result_of(request, 200, {"text": "\u2028\x85\ud800"}))])
     assert done_ids(tmp_path / "out") == {request.id}
 
 

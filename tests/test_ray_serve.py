@@ -150,7 +150,8 @@ def test_same_beginning_goes_to_the_same_replica(deployed: Deployed) -> None:
 
 def test_events_come_one_by_one_and_leaving_cancels(deployed: Deployed) -> None:
     with deployed.client() as client, client.stream("POST", CHATS, json=chat(stream=True, **LONG)) as answer:
-        assert first_line(answer.iter_lines()).startswith("data: {")
+        lines = answer.iter_lines()
+        assert first_line(lines).startswith("data: {")
         assert len(deployed.busy()) == 1  # the answer has not ended, and its first event is here
     eventually(lambda: not deployed.busy())
 
@@ -198,11 +199,13 @@ def test_answer_of_a_killed_replica_is_an_error(deployed: Deployed) -> None:
 
 def test_more_than_fits_is_refused_and_what_waits_is_served(deployed: Deployed) -> None:
     with deployed.client() as client, ExitStack() as running:
+        streams = list[Iterator[str]]()  # an iterator that is dropped closes its stream
         for number in range(1, 2 * NUM_RUNNING + 1):  # one by one: of several at once, more are refused than must be
             body = chat(str(number), stream=True, **LONG)
             answer = running.enter_context(client.stream("POST", CHATS, json=body))
             assert answer.status_code == 200
-            first_line(answer.iter_lines())
+            streams.append(answer.iter_lines())
+            first_line(streams[-1])
         waiting = Asking(client, chat("5"))
         refused = eventually(lambda: refusal(client))
         assert refused is not None
