@@ -16,10 +16,12 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import click
@@ -270,8 +272,8 @@ def application(load: Load, settings: ServeSettings, scale: ScaleSettings) -> se
         graceful_shutdown_timeout_s=scale.drain_timeout_s,
         ray_actor_options={"num_cpus": 0},
     )
-    inner = ServeSettings(served_model_names=settings.served_model_names, max_request_bytes=settings.max_request_bytes)
-    return gateway.bind(replica.bind(load, inner, scale.generation), settings, scale.queue_timeout_s)
+    replicas = replica.bind(load, replace(settings, api_key=None), scale.generation)
+    return gateway.bind(replicas, settings, scale.queue_timeout_s)
 
 
 def deploy(app: serve.Application) -> None:
@@ -306,6 +308,19 @@ def cluster(address: str | None, num_cpus: float, host: str, port: int) -> Itera
         if address is None:
             serve.shutdown()
         ray.shutdown()
+
+
+def wait_for_signal() -> None:
+    """Waits for SIGINT or SIGTERM; another one ends the process at once."""
+    is_told = threading.Event()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        is_told.set()
+        signal.signal(signum, signal.SIG_DFL)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+    is_told.wait()
 
 
 @click.command()
@@ -350,7 +365,7 @@ def main(
         deploy(application(partial(load_pipeline, config), settings, scale))
         click.echo(f"{replicas} replicas serve at http://{host}:{port}/v1", err=True)
         if is_ours:
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            wait_for_signal()
 
 
 if __name__ == "__main__":
