@@ -112,44 +112,66 @@ class Figures:
         ]
 
 
-def simulate(num_replicas: int, choosers: Sequence[Choose], seed: int, num_requests: int) -> Figures:
-    """Runs requests; the first half fills the caches, the others count. choosers: of the routers, used by turns."""
-    replicas = {f"r{i}": Replica() for i in range(num_replicas)}
-    loads = dict.fromkeys(replicas, 0)
-    figures, starts, num_served = Figures(), conversations(seed, num_replicas), 0
-    events: list[tuple[float, int, Conversation, str]] = []  # of a next turn, or, with a name, the end of an answer
-    now, conversation = next(starts)
-    heapq.heappush(events, (now, -1, conversation, ""))
-    rng = random.Random(seed)
-    while num_served < num_requests:
-        now, _, conversation, name = heapq.heappop(events)
-        if name:
-            loads[name] -= 1
-            if conversation.num_turns_left:
-                pause = rng.expovariate(1 / PAUSE_S)
-                heapq.heappush(events, (now + pause, num_served, conversation, ""))
-            continue
-        if conversation.num_turns_left == NUM_TURNS:
-            begins, following = next(starts)
-            heapq.heappush(events, (begins, -1, following, ""))
-        conversation.ask()
-        name = choosers[num_served % len(choosers)](conversation.keys, loads)
-        replica = replicas[name]
-        num_cached, done = replica.prefill(now, conversation.keys, conversation.num_tokens)
-        loads[name] += 1
-        num_answer = conversation.rng.randint(*ANSWER_TOKENS)
-        num_served += 1
-        if num_served > num_requests // 2:
+class Simulation:
+    """Replicas, and what happens to them in time.
+
+    events: of a next turn, or, with a replica's name, the end of an answer; each with a number that settles ties.
+    """
+
+    def __init__(self, num_replicas: int, seed: int) -> None:
+        self.replicas = {f"r{i}": Replica() for i in range(num_replicas)}
+        self.loads = dict.fromkeys(self.replicas, 0)
+        self.figures = Figures()
+        self._rng = random.Random(seed)
+        self._starts = conversations(seed, num_replicas)
+        self._events: list[tuple[float, int, Conversation, str]] = []
+        self._num_served = 0
+        self._start_next()
+
+    def run(self, choosers: Sequence[Choose], num_requests: int) -> Figures:
+        """Runs requests; the first half fills the caches, the others count. choosers: of the routers, used by turns."""
+        while self._num_served < num_requests:
+            now, _, conversation, name = heapq.heappop(self._events)
+            if name:
+                self._end(now, conversation, name)
+                continue
+            if conversation.num_turns_left == NUM_TURNS:
+                self._start_next()
+            conversation.ask()
+            name = choosers[self._num_served % len(choosers)](conversation.keys, self.loads)
+            self._serve(now, conversation, name, is_counted=self._num_served >= num_requests // 2)
+        self.figures.requests = [replica.num_requests for replica in self.replicas.values()]
+        return self.figures
+
+    def _start_next(self) -> None:
+        start, conversation = next(self._starts)
+        heapq.heappush(self._events, (start, -1, conversation, ""))
+
+    def _end(self, now: float, conversation: Conversation, name: str) -> None:
+        self.loads[name] -= 1
+        if conversation.num_turns_left:
+            pause = self._rng.expovariate(1 / PAUSE_S)
+            heapq.heappush(self._events, (now + pause, self._num_served, conversation, ""))
+
+    def _serve(self, now: float, conversation: Conversation, name: str, is_counted: bool) -> None:
+        replica, num_tokens = self.replicas[name], conversation.num_tokens
+        num_cached, done = replica.prefill(now, conversation.keys, num_tokens)
+        self.loads[name] += 1
+        self._num_served += 1
+        if is_counted:
             replica.num_requests += 1
-            figures.num_prompt += conversation.num_tokens
-            figures.num_cached += num_cached
-            figures.first_token_s.append(done - now)
-            if num_served % max(1, num_replicas // 10) == 0:
-                figures.imbalances.append(max(loads.values()) * num_replicas / sum(loads.values()))
+            self._count(num_tokens, num_cached, done - now)
+        num_answer = conversation.rng.randint(*ANSWER_TOKENS)
         conversation.num_tokens += num_answer
-        heapq.heappush(events, (done + num_answer / DECODE_TOKENS_S, num_served, conversation, name))
-    figures.requests = [replica.num_requests for replica in replicas.values()]
-    return figures
+        end = done + num_answer / DECODE_TOKENS_S
+        heapq.heappush(self._events, (end, self._num_served, conversation, name))
+
+    def _count(self, num_tokens: int, num_cached: int, first_token_s: float) -> None:
+        self.figures.num_prompt += num_tokens
+        self.figures.num_cached += num_cached
+        self.figures.first_token_s.append(first_token_s)
+        if self._num_served % max(1, len(self.loads) // 10) == 0:
+            self.figures.imbalances.append(max(self.loads.values()) * len(self.loads) / sum(self.loads.values()))
 
 
 def round_robin(names: Sequence[str]) -> Choose:
@@ -207,7 +229,7 @@ def main(replicas: str, routers: int, requests: int, seed: int) -> None:
             names = [f"r{i}" for i in range(count)]
             # A router knows only what it sent itself; all know the loads.
             choosers = [new(names) for _ in range(routers)]
-            figures = simulate(count, choosers, seed, max(4000, requests * count))
+            figures = Simulation(count, seed).run(choosers, max(4000, requests * count))
             click.echo("| " + " | ".join([str(count), policy, *figures.row()]) + " |")
 
 

@@ -21,7 +21,7 @@ NUM_GOOD = 400
 
 
 def started(inputs: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, SCRIPT, inputs, "--output", output, "--lines", "8"]
+    command = [sys.executable, str(SCRIPT), str(inputs), "--output", str(output), "--lines", "8"]
     return subprocess.Popen(command, env=dict(os.environ), start_new_session=True, stderr=subprocess.DEVNULL)
 
 
