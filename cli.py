@@ -418,6 +418,7 @@ _NOT_COMPILED = (
     "max_batch_size",
     "max_batch_tokens",
     "kv_cache_memory",
+    "device_memory_utilization",
     "generation_config",
 )
 compile_command.params = [p for p in compile_command.params if p.name not in (*_NOT_COMPILED, "enable_weight_cache")]
