@@ -134,10 +134,10 @@ class Scheduler:
         for context in candidates:
             if context in self.running and shares[context]:
                 context.num_scheduled_tokens = shares[context]
-                if is_in_flight and not self._has_pages(context):
-                    return self._withdraw([*plan.contexts, context])
-                if self._allocate(context):
+                if self._allocate(context, may_preempt=not is_in_flight):
                     plan.contexts.append(context)
+                elif is_in_flight:
+                    return self._withdraw([*plan.contexts, context])
         return plan
 
     def commit(self, context: TextContext) -> None:
@@ -200,14 +200,15 @@ class Scheduler:
             spare -= shares[context]
         return shares
 
-    def _has_pages(self, context: TextContext) -> bool:
-        assert context.pages is not None
-        return self.cache.allocate(context.pages, context.num_scheduled_tokens)
+    def _allocate(self, context: TextContext, may_preempt: bool) -> bool:
+        """Allocates pages for the scheduled tokens, preempting the youngest if necessary and allowed.
 
-    def _allocate(self, context: TextContext) -> bool:
-        """Allocates pages for the scheduled tokens, preempting the youngest if necessary; False if it was preempted."""
-        while not self._has_pages(context):
-            if self._preempt_youngest() is context:
+        Returns:
+            Whether the request has them; otherwise it was preempted, or nobody was.
+        """
+        assert context.pages is not None
+        while not self.cache.allocate(context.pages, context.num_scheduled_tokens):
+            if not may_preempt or self._preempt_youngest() is context:
                 return False
         return True
 

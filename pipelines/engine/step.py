@@ -86,6 +86,13 @@ class RowOutputs:
     log_probs: LogProbs | None = None
 
     @property
+    def next_sampler(self) -> Sampler | None:
+        """The sampler of the token that follows the row's last one; None if no token is wanted."""
+        consumer = self.context.consumer
+        is_wanted = self.is_complete and consumer is not None and not self.context.is_finished
+        return consumer.sampler if is_wanted and consumer is not None else None
+
+    @property
     def next_logits_V(self) -> npt.NDArray[np.float32]:
         """Logits of the token that follows the row's last one."""
         return self.outputs.next_token_logits_BV[self.row]
@@ -129,7 +136,7 @@ class TokenSampler(Protocol):
     """A sampler on the device, for all rows of a step."""
 
     def launch(self, outputs: ModelOutputs, rows: Sequence[RowOutputs]) -> ChosenTokens:
-        """Starts choosing the next tokens of those rows that are complete and whose consumer has a sampler.
+        """Starts choosing the next tokens of those rows that have a `next_sampler`.
 
         Raises:
             Exception: A row's own processors or masks fail.
@@ -188,9 +195,8 @@ class LaunchedStep:
 
     def mark_pending(self) -> None:
         """Marks the contexts whose next token is being chosen, for steps that are launched before this is collected."""
-        for row in self.unfinished_rows:
-            consumer = row.context.consumer
-            if row.is_complete and consumer is not None and consumer.sampler is not None:
+        for row in self.rows:
+            if row.next_sampler is not None:
                 row.context.pending_row = row.row
 
     def collect(self) -> list[RowOutputs]:

@@ -206,11 +206,21 @@ class TextTokenizer:
         """
         frames = self._frame_token_ids if skip_special_tokens else frozenset[int]()
         shown = [token_id for token_id in token_ids if token_id not in frames]
-        return str(self._tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self._decode(shown)
 
     def detokenizer(self, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
         """Makes a decoder for the tokens of one request, which are added one by one."""
         return IncrementalDetokenizer(partial(self.decode, skip_special_tokens=skip_special_tokens), self._anchor)
+
+    @cached_property
+    def _decode(self) -> Callable[[list[int]], str]:
+        """The decoder of ids: the backend's own, unless the tokenizer has another; transformers adds checks to it."""
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = self._tokenizer
+        if tokenizer.is_fast and type(tokenizer)._decode is PreTrainedTokenizerFast._decode:
+            return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
+        return partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @cached_property
     def _length_bound(self) -> LengthBound | None:

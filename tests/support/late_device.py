@@ -47,10 +47,10 @@ class LateTokens:
         self.choices: dict[int, Choice] = {}
         self.log_probs: dict[int, LogProbs] = {}
         for row in self.rows:
-            consumer, num_top = row.context.consumer, row.context.params.logprobs
-            if row.is_complete and consumer is not None and consumer.sampler is not None:
+            num_top = row.context.params.logprobs
+            if row.next_sampler is not None:
                 logits_V = self.logits_BV[row.row]
-                (self.choices[row.row],) = sample_rows([logits_V], [consumer.sampler])
+                (self.choices[row.row],) = sample_rows([logits_V], [row.next_sampler])
                 if num_top is not None:
                     (softmax,) = log_softmax([logits_V], [num_top])
                     self.log_probs[row.row] = partial(token_log_probs, logits_V, softmax=softmax)
