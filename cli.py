@@ -421,7 +421,7 @@ def list_command() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--clear", is_flag=True, help="Remove all entries, or those with these names or of these models.")
 def cache(names: tuple[str, ...], clear: bool) -> None:
-    """Show what is kept on disk: weights that were quantized while loading, and compiled kernels."""
+    """Show what is kept on disk: weights that were quantized while loading, compiled graphs and kernels."""
     from pipelines.commands.cache import clear_cache, show_cache
 
     if names and not clear:

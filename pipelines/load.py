@@ -15,10 +15,10 @@ from max.graph.weights import WeightData
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
 from pipelines.config import AUTO, PipelineConfig
 from pipelines.errors import InputError
-from pipelines.loading.artifacts.artifacts import Artifacts
 from pipelines.loading.blocks import stored_type
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.encodings import encoding
+from pipelines.loading.graphs import Graphs
 from pipelines.loading.memory import available_bytes
 from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key, package_hash
 from pipelines.loading.weight_cache.files import weights_folder
@@ -69,7 +69,7 @@ class PreparedPipeline:
     weight_paths: Sequence[Path]
     state_dict: dict[str, WeightData]
     kv_params: KVCacheParams
-    artifacts: Artifacts | None
+    graphs: Graphs
     plan: CachePlan
     prompts: PromptEncoder
     sampling_defaults: SamplingDefaults
@@ -91,7 +91,7 @@ class PreparedPipeline:
             self.state_dict,
             stages=self.stages,
             open_weight_cache=self._open_weight_cache,
-            graphs=self.artifacts,
+            graphs=self.graphs,
         )
         with self.stages.stage("cache"):
             caching = self.config.enable_prefix_caching
@@ -121,7 +121,7 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     """
     stages = stages or NullStages()
     opened = OpenedModel.open(config, stages)
-    artifacts = opened.open_artifacts()
+    graphs = opened.graphs(stages)
     config, checkpoint, architecture = opened.config, opened.checkpoint, opened.architecture
     with stages.stage("tokenizer"):
         tokenizer = _tokenizer(config, checkpoint)
@@ -144,7 +144,7 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         weight_paths=opened.weight_paths,
         state_dict=opened.state_dict,
         kv_params=opened.kv_params,
-        artifacts=artifacts,
+        graphs=graphs,
         plan=plan,
         prompts=prompts,
         sampling_defaults=_sampling_defaults(config, checkpoint),

@@ -39,7 +39,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
 
     pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names. return_logits:
     MAX's own ReturnLogits is accepted too. open_weight_cache: opens the weights that were quantized before. graphs:
-    those compiled ahead of time; None: they are traced and compiled. models: the compiled graphs, by name.
+    None: they are traced and compiled, and not kept. models: the compiled graphs, by name.
     """
 
     model_config_cls: ClassVar[type[DecoderConfig]]
@@ -128,6 +128,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         for name in names:
             if name not in self.models:
                 self.models[name] = self._compile(name)
+        self.graphs.keep()
 
     def _traced_graphs(self) -> Graphs:
         with self.stages.stage("graph"):

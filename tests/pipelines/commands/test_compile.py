@@ -75,6 +75,15 @@ def test_a_process_with_empty_caches_writes_nothing_but_the_libraries(demo_artif
 
 
 @pytest.mark.compiles
+def test_a_second_start_traces_nothing_and_gives_the_same(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    (expected,) = load("demo").logits([PROMPT])
+    refuse_to_compile(monkeypatch)
+    with load_pipeline(PipelineConfig()) as pipe:
+        (logits,) = pipe.logits([PROMPT])
+    assert np.array_equal(logits, expected)
+
+
+@pytest.mark.compiles
 def test_artifacts_of_another_encoding_are_refused_before_anything_is_loaded(
     demo_artifacts: Path, call: Caller
 ) -> None:
