@@ -84,12 +84,15 @@ class KeptGraphs:
         """Keeps the graphs for the next start, if all of them have been compiled by this one."""
         if self._kept is not None or self._entry is None or self._compiled.keys() != set(self.names):
             return
-        with suppress(OSError):
+        compiled, self._compiled = self._compiled, {}
+        if self._open() is not None:  # another process was faster
+            return
+        with suppress(OSError, RuntimeError):  # MAX's error for a file that it can't write
             self._entry.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=self._entry.parent) as temporary:
                 made = Path(temporary) / "graphs"
                 made.mkdir()
-                Manifest(self._run, self._features, self._export(made), {}).write(made)
+                Manifest(self._run, self._features, self._export(compiled, made), {}).write(made)
                 if self._entry.exists():  # damaged
                     shutil.rmtree(self._entry)
                 made.rename(self._entry)
@@ -113,11 +116,11 @@ class KeptGraphs:
             os.utime(self._entry)  # the least recently used are removed first
         return kept
 
-    def _export(self, folder: Path) -> dict[str, GraphRecord]:
+    def _export(self, compiled: Mapping[str, CompiledModel], folder: Path) -> dict[str, GraphRecord]:
         records = {}
-        for name, compiled in self._compiled.items():
+        for name, graph in compiled.items():
             file = folder / f"{name}{GRAPH_SUFFIX}"
-            compiled.export_mef(file)
+            graph.export_mef(file)
             records[name] = GraphRecord(FileRecord.of(file), tuple(self.weights(name)))
         return records
 

@@ -29,8 +29,10 @@ class Compiled:
     """A compiled graph, which is a text."""
 
     text: str
+    num_exports: int = 0
 
     def export_mef(self, path: Path) -> None:
+        self.num_exports += 1
         path.write_text(self.text)
 
 
@@ -59,6 +61,9 @@ class Machine:
         for name in names or graphs.names:
             compiled.append(graphs.compile_async(name, self))  # type: ignore[arg-type]
             graphs.keep()
+        for _ in range(3):  # as each request does
+            graphs.keep()
+        assert all(model.num_exports <= 1 for model in compiled)
         return [model.text for model in compiled]
 
 
@@ -117,6 +122,15 @@ def test_the_least_recently_used_go_first(machine: Machine, monkeypatch: pytest.
     machine.start(config="3")
     assert machine.start(config="1") == ["code 1", "code 2"]
     assert machine.start(config="2") == ["code 7", "code 8"]
+
+
+def test_a_file_that_max_cant_write_leaves_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr(Compiled, "export_mef", fail)
+    assert machine.start() == ["code 1", "code 2"]
+    assert entries(machine) == []
 
 
 def test_without_a_folder_that_can_be_written_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:
