@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test test-fast test-gpu test-gpu-compile test-browser test-clients check bench clean
+.PHONY: demo test test-fast test-gpu test-gpu-compile test-browser test-clients test-ray check bench clean
 
 demo: $(STAMPS)/run
 	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
@@ -35,6 +35,11 @@ test-browser: $(STAMPS)/browser
 test-clients: $(STAMPS)/run
 	$(BIN)/python scripts/try_clients.py
 
+# Replicas behind one endpoint and batches of files, with Ray from PyPI; then a replica is killed under load.
+test-ray: $(STAMPS)/ray
+	$(BIN)/python -m pytest -m ray
+	$(BIN)/python examples/ray_serve_check.py
+
 check: $(STAMPS)/check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -59,6 +64,10 @@ $(STAMPS)/test: $(STAMPS)/run
 
 $(STAMPS)/browser: $(STAMPS)/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,browser]'
+	@touch $@
+
+$(STAMPS)/ray: $(STAMPS)/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,ray]'
 	@touch $@
 
 $(STAMPS)/check: $(STAMPS)/test

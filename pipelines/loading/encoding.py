@@ -164,15 +164,13 @@ class UniformEncoding(Encoding, MatrixEncoding):
 
 
 class DenseEncoding(UniformEncoding):
-    """Plain floating point: a matrix is one tensor, which our kernels multiply on CPU.
-
-    kernels: prefix of their names.
-    """
+    """Plain floating point: a matrix is one tensor, which our kernels multiply on CPU."""
 
     dtype: ClassVar[DType]
 
     @property
     def kernels(self) -> str:
+        """Prefix of the names of its kernels."""
         return "graph_pipelines."
 
     def num_bytes(self, shape: Sequence[int], stored: StoredType) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_runs import IS_GPU, TEXT_RUNS, UNITS, Run
+from gpu_runs import IS_GPU, TEXT_RUNS, UNITS
 from max.driver import CPU, Accelerator, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
@@ -69,14 +69,3 @@ def test_max_and_torch_share_the_memory(load_run: Any) -> None:
 def test_a_cache_beyond_the_device_is_one_line(load_run: Any) -> None:
     with pytest.raises(ValueError, match=r"gpu:0 has .* left for .*kv_cache_memory"):
         load_run(TEXT_RUNS[0], kv_cache_memory=2**42)
-
-
-def test_two_graphs_share_one_copy_of_the_weights(load_run: Any) -> None:
-    """Of the decoder's two graphs, that for images has no weight of its own."""
-    pipe = load_run(Run("gemma3_multimodal", "bfloat16"), max_batch_size=1)
-    pipe.warm_up()
-    model = pipe.model
-    traced = model.trace(pipe.config, model.huggingface_config, model.state_dict)
-    graphs = {name: {spec.name for spec in graph.weights} for name, graph in traced.items()}
-    assert graphs["decoder_for_images"] <= graphs["decoder"]
-    assert pipe.model.weights.keys() == set().union(*graphs.values())

@@ -86,3 +86,14 @@ def test_images_from_the_cache_continue_alike(load_run: Any) -> None:
     likelihoods = [output.logprobs[0].logprob for output in (first, again)]
     assert likelihoods[0] == pytest.approx(likelihoods[1], abs=12 * RUN.bound(NUM_LAYERS))
     assert pipe.engine.scheduler.num_prefix_hit_tokens > 0
+
+
+def test_two_graphs_share_one_copy_of_the_weights(load_run: Any) -> None:
+    """Of the decoder's two graphs, that for images has no weight of its own."""
+    pipe = load_run(RUN, max_batch_size=1)
+    pipe.warm_up()
+    model = pipe.model
+    traced = model.trace(pipe.config, model.huggingface_config, model.state_dict)
+    graphs = {name: {spec.name for spec in graph.weights} for name, graph in traced.items()}
+    assert graphs["decoder_for_images"] <= graphs["decoder"]
+    assert pipe.model.weights.keys() == set().union(*graphs.values())
