@@ -414,6 +414,7 @@ def compile_command(target: str | None, output: Path, **options: Any) -> None:
 # What the graphs don't depend on.
 _NOT_COMPILED = (
     "artifacts",
+    "enable_weight_cache",
     "max_length",
     "max_batch_size",
     "max_batch_tokens",
@@ -421,7 +422,7 @@ _NOT_COMPILED = (
     "device_memory_utilization",
     "generation_config",
 )
-compile_command.params = [p for p in compile_command.params if p.name not in (*_NOT_COMPILED, "enable_weight_cache")]
+compile_command.params = [p for p in compile_command.params if p.name not in _NOT_COMPILED]
 
 
 @commands.command(name="list")
@@ -436,7 +437,7 @@ def list_command() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--clear", is_flag=True, help="Remove all entries, or those with these names or of these models.")
 def cache(names: tuple[str, ...], clear: bool) -> None:
-    """Show what is kept on disk: weights that were quantized while loading, and compiled kernels."""
+    """Show what is kept on disk: weights that were quantized while loading, compiled graphs and kernels."""
     from pipelines.commands.cache import clear_cache, show_cache
 
     if names and not clear:

@@ -15,11 +15,11 @@ from max.graph.weights import WeightData
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
 from pipelines.config import AUTO, PipelineConfig
 from pipelines.errors import UTILIZATION, InputError, loading_onto_devices
-from pipelines.loading.artifacts.artifacts import Artifacts
 from pipelines.loading.blocks import stored_type
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.device_memory import cache_bytes, placed_bytes, read_device_memory
 from pipelines.loading.encodings import encoding
+from pipelines.loading.graphs import Graphs
 from pipelines.loading.memory import available_bytes
 from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key, package_hash
 from pipelines.loading.weight_cache.files import weights_folder
@@ -72,7 +72,7 @@ class PreparedPipeline:
     weight_paths: Sequence[Path]
     state_dict: dict[str, WeightData]
     kv_params: KVCacheParams
-    artifacts: Artifacts | None
+    graphs: Graphs
     plan: CachePlan
     prompts: PromptEncoder
     sampling_defaults: SamplingDefaults
@@ -98,7 +98,7 @@ class PreparedPipeline:
             self.state_dict,
             stages=self.stages,
             open_weight_cache=self._open_weight_cache,
-            graphs=self.artifacts,
+            graphs=self.graphs,
         )
         with self.stages.stage("cache"):
             caching = self.config.enable_prefix_caching
@@ -128,11 +128,11 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     """
     stages = stages or NullStages()
     opened = OpenedModel.open(config, stages)
-    artifacts = opened.open_artifacts()
+    graphs = opened.graphs(stages)
     config, checkpoint, architecture = opened.config, opened.checkpoint, opened.architecture
     with stages.stage("tokenizer"):
         tokenizer = _tokenizer(config, checkpoint)
-    plan = _plan(opened)
+    plan = _plan(opened, graphs)
     stages.note(plan.describe(opened.kv_params))
     config = dataclasses.replace(config, max_length=plan.max_length)
     prompts = PromptEncoder(
@@ -151,7 +151,7 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         weight_paths=opened.weight_paths,
         state_dict=opened.state_dict,
         kv_params=opened.kv_params,
-        artifacts=artifacts,
+        graphs=graphs,
         plan=plan,
         prompts=prompts,
         sampling_defaults=_sampling_defaults(config, checkpoint),
@@ -186,7 +186,7 @@ def _image_processor_loader(
     return partial(architecture.image_processor, checkpoint.path, checkpoint.huggingface_config)
 
 
-def _plan(opened: OpenedModel) -> CachePlan:
+def _plan(opened: OpenedModel, graphs: Graphs) -> CachePlan:
     """Plans the cache within the memory that the weights leave free.
 
     Raises:
@@ -198,7 +198,7 @@ def _plan(opened: OpenedModel) -> CachePlan:
         raise InputError(
             f"max_length (--max-length) {config.max_length} is more than the {model_limit} tokens of the model"
         )
-    available, share = _cache_memory(opened)
+    available, share = _cache_memory(opened, graphs)
     try:
         return plan_cache(
             opened.kv_params,
@@ -215,7 +215,7 @@ def _plan(opened: OpenedModel) -> CachePlan:
         raise InputError(str(error)) from error
 
 
-def _cache_memory(opened: OpenedModel) -> tuple[int, float]:
+def _cache_memory(opened: OpenedModel, graphs: Graphs) -> tuple[int, float]:
     """Memory beside the weights, and the share of it that the cache may take.
 
     On the host, which belongs to others too, half of what is free; of GPUs what steps and the unused share leave.
@@ -229,8 +229,7 @@ def _cache_memory(opened: OpenedModel) -> tuple[int, float]:
         weights_bytes = sum(weight_bytes(config, architecture, name, data) for name, data in in_memory)
         return max(0, available_bytes() - weights_bytes), HOST_SHARE
     model, huggingface_config = architecture.pipeline_model, opened.checkpoint.huggingface_config
-    graphs = model.trace(config, huggingface_config, opened.state_dict)
-    placed = placed_bytes([spec for traced in graphs.values() for spec in traced.weights], len(devices))
+    placed = placed_bytes([spec for name in graphs.names for spec in graphs.weights(name)], len(devices))
     activation_bytes = model.estimate_activation_memory(config, huggingface_config)
     memory = read_device_memory(devices, placed, activation_bytes)
     return cache_bytes(memory, config.device_memory_utilization, config.kv_cache_memory), 1.0

@@ -15,10 +15,15 @@ from pipelines.config import PipelineConfig, open_devices
 from pipelines.errors import InputError
 from pipelines.loading.artifacts.artifacts import Artifacts
 from pipelines.loading.artifacts.identity import run_identity
+from pipelines.loading.artifacts.kept import KeptGraphs
 from pipelines.loading.artifacts.target import cpu_features, target_of
 from pipelines.loading.checkpoint import Checkpoint, resolve_config
 from pipelines.loading.gguf.file import open_gguf_state_dict
+from pipelines.loading.graphs import Graphs
+from pipelines.loading.weight_cache.files import graphs_folder
+from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import open_state_dict
+from pipelines.pipeline_model import PipelineModel
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
 from pipelines.stages import Stages
 
@@ -70,14 +75,26 @@ class OpenedModel:
             target_of(self.devices),
         )
 
-    def open_artifacts(self) -> Artifacts | None:
-        """Opens the graphs that the run says were compiled ahead of time; None if it says nothing.
+    def trace(self) -> dict[str, TracedGraph]:
+        """Traces all graphs of the model, by name.
 
         Raises:
-            InputError: They were made for another run or another machine, or a file is missing or damaged.
+            InputError: The graph does not support a value of config.json.
+        """
+        model: type[PipelineModel] = self.architecture.pipeline_model
+        return model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict)
+
+    def graphs(self, stages: Stages) -> Graphs:
+        """Opens the graphs that were compiled ahead of time, if the run names some, or those of an earlier start.
+
+        Raises:
+            InputError: The run names some that were made for another run or another machine, or a file is missing or
+                damaged.
         """
         if self.config.artifacts is None:
-            return None
+            # The sources of others need not be in one package: what they follow from is not known.
+            has_others_code = self.config.custom_architectures or self.config.trust_remote_code
+            return KeptGraphs(None if has_others_code else graphs_folder(), self.identity, self.trace, stages)
         artifacts = Artifacts.open(Path(self.config.artifacts), self.identity, cpu_features())
         artifacts.install_libraries()
         return artifacts

@@ -48,7 +48,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
 
     pipeline_config: its max_length bounds the positions. weights: the state dict, in the graph's names. return_logits:
     MAX's own ReturnLogits is accepted too. open_weight_cache: opens the weights that were quantized before. graphs:
-    those compiled ahead of time; None: they are traced and compiled. models: the compiled graphs, by name.
+    None: they are traced and compiled, and not kept. models: the compiled graphs, by name.
     """
 
     model_config_cls: ClassVar[type[DecoderConfig]]
@@ -146,6 +146,7 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
             if name not in self.models:
                 with loading_onto_devices():
                     self.models[name] = self._compile(name)
+        self.graphs.keep()
 
     def _traced_graphs(self) -> Graphs:
         with self.stages.stage("graph"):

@@ -10,6 +10,7 @@ from time import time
 
 from kv_cache import format_bytes
 from pipelines.errors import InputError
+from pipelines.loading.artifacts.manifest import Manifest
 from pipelines.loading.weight_cache.files import (
     ABANDONED_S,
     ENTRY_SUFFIX,
@@ -18,6 +19,8 @@ from pipelines.loading.weight_cache.files import (
     Metadata,
     cache_folder,
     files_in,
+    folders_in,
+    graphs_folder,
     remove,
     size_limit,
     weights_folder,
@@ -68,7 +71,7 @@ def show_cache() -> None:
 def clear_cache(names: Sequence[str]) -> None:
     """Removes the entries with these names or of these models, or all, and prints what was freed.
 
-    Compiled kernels are compiled again when they are needed, which takes some ten seconds.
+    Kernels are compiled again when they are needed, which takes some ten seconds, and graphs, which may take minutes.
 
     Raises:
         InputError: There is no such entry, or one can't be removed.
@@ -86,11 +89,12 @@ def clear_cache(names: Sequence[str]) -> None:
 
 
 def _entries() -> list[Entry]:
-    """All entries: kernels, weights, and what was left by processes that were killed; oldest first."""
+    """All entries: kernels, graphs, weights, and what was left by processes that were killed; oldest first."""
     kernels = [Entry(file, "compiled kernels") for file in files_in(cache_folder(), *KERNEL_SUFFIXES)]
     weights = [_weights(file) for file in files_in(weights_folder(), ENTRY_SUFFIX)]
     unfinished = [Entry(file, "unfinished weights") for file in files_in(weights_folder(), TEMPORARY_SUFFIX)]
-    return kernels + weights + [entry for entry in unfinished if entry.file.used_at < time() - ABANDONED_S]
+    graphs = [_graphs(file) for file in folders_in(graphs_folder())]
+    return kernels + graphs + weights + [entry for entry in unfinished if entry.file.used_at < time() - ABANDONED_S]
 
 
 def _weights(file: CacheFile) -> Entry:
@@ -99,6 +103,14 @@ def _weights(file: CacheFile) -> Entry:
         return Entry(file, "damaged weights")
     encoding, head = (metadata.key.get(name, "") for name in ("encoding", "head_encoding"))
     return Entry(file, metadata.key.get("model", "weights"), f"{encoding}, head {head}" if head else encoding)
+
+
+def _graphs(file: CacheFile) -> Entry:
+    try:
+        run = Manifest.read(file.path).run
+    except InputError:
+        return Entry(file, "unfinished or damaged graphs")
+    return Entry(file, f"graphs of {run.get('architecture', 'a model')}", run.get("quantization_encoding", ""))
 
 
 def _escaped(text: str) -> str:

@@ -52,8 +52,7 @@ def compile_model(opened: OpenedModel, output: Path, stages: Stages) -> Manifest
     from max.engine import InferenceSession
 
     with stages.stage("graph"):
-        model, huggingface_config = opened.architecture.pipeline_model, opened.checkpoint.huggingface_config
-        graphs = TracedGraphs(model.trace(opened.config, huggingface_config, opened.state_dict))
+        graphs = TracedGraphs(opened.trace())
     check_weights([spec for name in graphs.names for spec in graphs.weights(name)], opened.state_dict)
     return write_artifacts(graphs, opened.identity, InferenceSession(devices=opened.devices), output, stages)
 

@@ -27,6 +27,9 @@ class Graphs(Protocol):
     def compile_async(self, name: str, session: InferenceSession) -> CompiledModel:
         """Starts to make a graph ready for its weights, and returns while that goes on."""
 
+    def keep(self) -> None:
+        """Keeps the graphs that were compiled for the next start, if that is wanted and all are there."""
+
 
 class TracedGraphs:
     """Graphs that were traced in this process, and are compiled on request."""
@@ -50,3 +53,6 @@ class TracedGraphs:
         graph = self._graphs[name].graph
         with graph:  # which makes MLIR's context this thread's: a server loads in a thread of its own
             return session.compile_async(graph)
+
+    def keep(self) -> None:
+        """Does nothing."""

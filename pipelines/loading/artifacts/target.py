@@ -17,7 +17,8 @@ from max.driver import (
 from pipelines.errors import InputError
 
 CPU_TARGET = "cpu"
-APIS = ("cuda", "hip")
+ARCHITECTURES = {"cuda": re.compile(r"sm_\d{2,3}[af]?", re.ASCII), "hip": re.compile(r"gfx[0-9a-f]{3,4}", re.ASCII)}
+"""Names of GPUs, by the API that programs them."""
 CPUINFO = Path("/proc/cpuinfo")
 INSTRUCTION_SETS = re.compile(
     r"v?aes|amx_\w+|asimd\w*|atomics|avx\w*|abm|bf16|bmi[12]|cx16|f16c|fma4?|fp|gfni|i8mm|lzcnt|movbe|v?pclmulqdq|popcnt"
@@ -37,9 +38,15 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 
 
 def target_of(devices: Sequence[Device]) -> str:
-    """Target of graphs that are compiled for these devices, such as "cpu" or "cuda:sm_90a"."""
+    """Target of graphs that are compiled for these devices, such as "cpu" or "cuda:sm_90".
+
+    The letter of sm_90a, a choice of the compiler's instructions, is left out: the GPU is the same.
+    """
     device = devices[0]
-    return CPU_TARGET if device.is_host else f"{device.api}:{device.architecture_name}"
+    if device.is_host:
+        return CPU_TARGET
+    name = str(device.architecture_name)
+    return f"{device.api}:{name.rstrip('af') if name.startswith('sm_') else name}"
 
 
 def set_target(target: str, num_devices: int) -> None:
@@ -53,8 +60,8 @@ def set_target(target: str, num_devices: int) -> None:
         InputError: It is not a target.
     """
     api, _, architecture = target.partition(":")
-    if api not in APIS or not architecture:
-        raise InputError(f"target (--target) is '{target}': write {' or '.join(f'{api}:ARCHITECTURE' for api in APIS)}")
+    if api not in ARCHITECTURES or not ARCHITECTURES[api].fullmatch(architecture):
+        raise InputError(f"target (--target) is '{target}': write for example cuda:sm_90a or hip:gfx942")
     set_virtual_device_api(api)
     set_virtual_device_target_arch(architecture)
     set_virtual_device_count(num_devices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ def weights_folder() -> Path | None:
     return None if folder is None else folder / "weights"
 
 
+def graphs_folder() -> Path | None:
+    """The folder of compiled graphs, as `cache_folder`."""
+    folder = cache_folder()
+    return None if folder is None else folder / "graphs"
+
+
 def size_limit() -> int:
     """Bytes that weights may take on disk in all: GRAPH_PIPELINES_CACHE_LIMIT, for example 50GiB, or else 20 GiB.
 
@@ -52,7 +59,10 @@ def size_limit() -> int:
 
 @dataclass(frozen=True)
 class CacheFile:
-    """A file of the cache folder. used_at: seconds since 1970, of the last use, or of writing if that is not known."""
+    """An entry of the cache folder: a file, or a folder of files.
+
+    used_at: seconds since 1970, of the last use, or of writing if that is not known.
+    """
 
     path: Path
     num_bytes: int
@@ -75,6 +85,18 @@ def _files_in(folder: Path | None, suffixes: tuple[str, ...]) -> Iterator[CacheF
                     yield CacheFile(path, found.st_size, found.st_mtime)
 
 
+def folders_in(folder: Path | None) -> list[CacheFile]:
+    """The folders in a folder, each as one entry, the least recently used first; none if it can't be read."""
+    entries = []
+    with suppress(OSError):
+        for path in folder.iterdir() if folder is not None else ():
+            with suppress(OSError):  # removed meanwhile
+                if path.is_dir():
+                    num_bytes = sum(file.stat().st_size for file in path.iterdir())
+                    entries.append(CacheFile(path, num_bytes, path.stat().st_mtime))
+    return sorted(entries, key=lambda entry: (entry.used_at, entry.path))
+
+
 def make_room(folder: Path, path: Path, num_bytes: int, limit: int) -> None:
     """Removes the least recently used entries, so that one of this size has room at `path`; and abandoned files."""
     for file in files_in(folder, TEMPORARY_SUFFIX):
@@ -90,9 +112,12 @@ def make_room(folder: Path, path: Path, num_bytes: int, limit: int) -> None:
 
 
 def remove(file: CacheFile) -> bool:
-    """Removes a file; returns whether it is gone. Processes that have it mapped keep what they have."""
+    """Removes an entry; returns whether it is gone. Processes that have it mapped keep what they have."""
     try:
-        file.path.unlink(missing_ok=True)
+        if file.path.is_dir():
+            shutil.rmtree(file.path)
+        else:
+            file.path.unlink(missing_ok=True)
     except OSError:
         return False
     return True

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command import Caller
 
+from pipelines.loading.artifacts.manifest import Manifest
 from pipelines.loading.weight_cache import files as cache_files
 from pipelines.loading.weight_cache import writer as cache_writer
 from pipelines.loading.weight_cache.cache import WeightCache
@@ -70,6 +71,22 @@ def test_the_list(call: Caller, folder: Path) -> None:
     assert lines[-1] == f"6.002 MiB in {folder}; weights take at most 20 GiB"
     assert "mine" not in result.out and "now" not in result.out
     assert names_in(folder) == ALL | OTHERS
+
+
+def test_graphs_are_listed_and_removed_as_folders(call: Caller, tmp_path: Path) -> None:
+    whole, damaged = (tmp_path / "graph-pipelines" / "graphs" / name for name in ("89ab", "cdef"))
+    for folder in (whole, damaged):
+        folder.mkdir(parents=True)
+        (folder / "decoder.mef").write_bytes(b"0" * 4096)
+    run = {"architecture": "SomeModel", "quantization_encoding": "bfloat16"}
+    Manifest(run, frozenset(), {}, {}).write(whole)
+    rows = {name: next(line for line in call("cache").out.splitlines() if name in line) for name in ("89ab", "cdef")}
+    assert all(part in rows["89ab"] for part in ("graphs of SomeModel", "bfloat16", "KiB"))
+    assert "damaged graphs" in rows["cdef"] and "4 KiB" in rows["cdef"]
+    assert call("cache", "--clear", "89ab").out.startswith("Removed 1 of 2 entries")
+    assert not whole.exists() and damaged.exists()
+    assert call("cache", "--clear").out == "Removed 1 of 1 entries, 4 KiB\n"
+    assert not damaged.exists()
 
 
 def test_an_entry_that_is_damaged_is_listed(call: Caller, folder: Path) -> None:

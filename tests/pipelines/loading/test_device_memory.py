@@ -26,6 +26,7 @@ from pipelines.loading.device_memory import (
     placed_bytes,
     read_device_memory,
 )
+from pipelines.loading.graphs import TracedGraphs
 from pipelines.loading.weight_spec import WeightSource, WeightSpec
 from pipelines.loading.weights import materialize
 from pipelines.opened_model import OpenedModel
@@ -86,7 +87,8 @@ def planned(folder: str, devices: list[Any], **settings: Any) -> int:
     checkpoint = resolve_config(str(FOLDERS[folder]))
     architecture, state_dict = architecture_of(FOLDERS[folder]), state_dict_of(FOLDERS[folder])
     kv_params = architecture.config.initialize_from_config(run, checkpoint.huggingface_config).get_kv_params()
-    available, share = _cache_memory(OpenedModel(run, checkpoint, architecture, devices, [], state_dict, kv_params))
+    opened = OpenedModel(run, checkpoint, architecture, devices, [], state_dict, kv_params)
+    available, share = _cache_memory(opened, TracedGraphs(opened.trace()))
     assert share == 1
     return available
 

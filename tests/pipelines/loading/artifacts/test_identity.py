@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,7 +110,30 @@ def test_the_cpu_is_a_target() -> None:
     assert target_of([CPU()]) == "cpu"
 
 
-@pytest.mark.parametrize("target", ["", "cuda", "cuda:", "sm_90a", "metal:", "gpu:0"])
+@dataclass
+class Gpu:
+    """A GPU as MAX describes it."""
+
+    api: str
+    architecture_name: str
+    is_host: bool = False
+
+
+@pytest.mark.parametrize(
+    ("api", "name", "target"),
+    [
+        ("cuda", "sm_90a", "cuda:sm_90"),
+        ("cuda", "sm_90", "cuda:sm_90"),
+        ("cuda", "sm_120f", "cuda:sm_120"),
+        ("hip", "gfx90a", "hip:gfx90a"),
+    ],
+)
+def test_a_gpu_is_a_target_whatever_instructions_its_compiler_chooses(api: str, name: str, target: str) -> None:
+    gpu: Any = Gpu(api, name)
+    assert target_of([gpu]) == target
+
+
+@pytest.mark.parametrize("target", ["", "cuda", "cuda:", "sm_90a", "metal:", "gpu:0", "cuda:gfx942", "cuda:banana"])
 def test_what_is_no_target_is_refused(target: str) -> None:
-    with pytest.raises(InputError, match="write cuda:ARCHITECTURE or hip:ARCHITECTURE"):
+    with pytest.raises(InputError, match="write for example cuda:sm_90a or hip:gfx942"):
         set_target(target, 1)
