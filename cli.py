@@ -12,10 +12,9 @@ from typing import Any
 
 import click
 
+from pipelines.commands.options import CHAT_TEMPLATE, config_of, model_options, take
 from pipelines.commands.streams import OutputError, open_standard_streams
-from pipelines.config import AUTO, GENERATION_CONFIGS, KV_CACHE_DTYPES, PipelineConfig, parse_memory
 from pipelines.errors import InputError
-from pipelines.loading.encodings import ACTIVATION_ENCODINGS, ENCODINGS
 from pipelines.sampling.params import SamplingParams
 
 
@@ -82,97 +81,8 @@ def commands() -> None:
     """Language-model pipelines on the MAX graph compiler."""
 
 
-def _model_options(command: Any) -> Any:
-    """Adds the options of the run, which become fields of PipelineConfig."""
-    for option in reversed(_MODEL_OPTIONS):
-        command = option(command)
-    return command
-
-
-_CHAT_TEMPLATE = click.option("--chat-template", metavar="FILE", help="A Jinja template in place of the model's.")
-_MODEL_OPTIONS = (
-    click.option("--model", metavar="FOLDER|FILE.gguf|HUB_ID", help="The checkpoint.  [default: the bundled demo]"),
-    click.option(
-        "--weight-path",
-        metavar="FILE.gguf",
-        help="A GGUF file: on this machine, alone or beside the files of --model, or in its folder or repository.",
-    ),
-    click.option("--revision", metavar="NAME", help="A branch, tag or commit of the model on the hub."),
-    click.option(
-        "--max-length", type=int, help="Tokens of prompt and output.  [default: the model's limit, or what fits]"
-    ),
-    click.option("--max-batch-size", type=int, default=8, show_default=True, help="Prompts that run at once."),
-    click.option(
-        "--max-batch-tokens",
-        type=int,
-        help="Tokens of a step, of prompts and outputs together: fewer keep outputs flowing beside long prompts, more"
-        " compute prompts faster.  [default: 512 on CPU, 2048 on GPU]",
-    ),
-    click.option(
-        "--devices",
-        default="cpu",
-        show_default=True,
-        metavar="cpu|gpu|gpu:0,1",
-        help="GPUs that share the model, by their numbers.  [for tests: cpu:0,cpu:0 are shards on one CPU]",
-    ),
-    click.option("--quantization-encoding", type=click.Choice([AUTO, *ENCODINGS]), default=AUTO, show_default=True),
-    click.option(
-        "--head-encoding",
-        type=click.Choice([AUTO, *ENCODINGS]),
-        default=AUTO,
-        show_default=True,
-        help="Of the embedding and the head; auto: 8 bits where the other matrices have fewer.",
-    ),
-    click.option(
-        "--activation-encoding",
-        type=click.Choice([AUTO, *ACTIVATION_ENCODINGS]),
-        default=AUTO,
-        show_default=True,
-        help="In products on CPU; auto: int8 with weights of 8 bits or fewer, or float32. bfloat16 needs such weights.",
-    ),
-    click.option(
-        "--weight-cache/--no-weight-cache",
-        "enable_weight_cache",
-        default=True,
-        show_default=True,
-        help="Keep weights that are quantized while loading for the next start.",
-    ),
-    click.option(
-        "--artifacts",
-        type=click.Path(),
-        metavar="FOLDER",
-        help="Graphs that `pipelines compile` has compiled for this model and these devices.",
-    ),
-    click.option("--kv-cache-memory", metavar="SIZE", help="For example 2GiB.  [default: what the prompts may need]"),
-    click.option(
-        "--device-memory-utilization",
-        type=float,
-        default=0.9,
-        show_default=True,
-        metavar="SHARE",
-        help="Of each GPU's memory, for weights, steps and cache.",
-    ),
-    click.option(
-        "--kv-cache-dtype",
-        type=click.Choice(KV_CACHE_DTYPES),
-        default=AUTO,
-        show_default=True,
-        help="Type of keys and values: int8 takes a quarter of float32.  [auto: float32 on CPU]",
-    ),
-    click.option(
-        "--generation-config",
-        type=click.Choice(GENERATION_CONFIGS),
-        default=AUTO,
-        show_default=True,
-        help="Take sampling defaults from the checkpoint's generation_config.json, or none.",
-    ),
-    click.option("--custom-architectures", multiple=True, metavar="MODULE[:ATTR]", help="Architectures to add."),
-    click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."),
-)
-
-
 @commands.command()
-@_model_options
+@model_options
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated; `-` reads standard input.")
 @click.option(
     "--image",
@@ -186,7 +96,7 @@ _MODEL_OPTIONS = (
     default=None,
     help="Use the model's chat template, or the prompt as it is.  [default: chat for instruction models]",
 )
-@_CHAT_TEMPLATE
+@CHAT_TEMPLATE
 @click.option(
     "--chat-template-kwargs",
     metavar="JSON",
@@ -215,17 +125,17 @@ def generate(**options: Any) -> None:
     """Complete prompts. The text goes to stdout as it is made, all else to stderr."""
     from pipelines.commands.generate import generate_to_console, read_prompts
 
-    sampling = SamplingParams(**_take(options, *_SAMPLING_OPTIONS))
-    output = _take(options, "images", "chat", "as_json", "stats")
+    sampling = SamplingParams(**take(options, *_SAMPLING_OPTIONS))
+    output = take(options, "images", "chat", "as_json", "stats")
     output["chat_template_kwargs"] = _json_object("--chat-template-kwargs", options.pop("chat_template_kwargs"))
     prompts = options.pop("prompts")
-    config = _config(options)
+    config = config_of(options)
     if not generate_to_console(config, read_prompts(prompts, sys.stdin), sampling, **output):
         raise click.exceptions.Exit(1)
 
 
 @commands.command()
-@_model_options
+@model_options
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.  [default: random tokens]")
 @click.option(
     "--length",
@@ -247,12 +157,12 @@ def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float 
     """
     from pipelines.commands.verify_console import verify_to_console
 
-    if not verify_to_console(_config(options), prompts, lengths, tolerance):
+    if not verify_to_console(config_of(options), prompts, lengths, tolerance):
         raise click.exceptions.Exit(1)
 
 
 @commands.command()
-@_model_options
+@model_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=int, default=8000, show_default=True, help="0 takes any that is free.")
 @click.option(
@@ -276,7 +186,7 @@ def verify(prompts: tuple[str, ...], lengths: tuple[int, ...], tolerance: float 
     metavar="HOST",
     help="Hosts of image addresses; may be repeated.  [default: none, data: URIs only]",
 )
-@_CHAT_TEMPLATE
+@CHAT_TEMPLATE
 @click.option("--reasoning-parser", default="auto", show_default=True, help="none leaves thinking in the text.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -286,8 +196,8 @@ def serve(**options: Any) -> None:
     """Serve a model to OpenAI-compatible clients."""
     from pipelines.commands.serve import serve_from_console
 
-    serving = _take(options, *_SERVE_OPTIONS)
-    serve_from_console(_config(options), **serving)
+    serving = take(options, *_SERVE_OPTIONS)
+    serve_from_console(config_of(options), **serving)
 
 
 class _BenchmarkCommand(click.Command):
@@ -309,7 +219,7 @@ class _BenchmarkCommand(click.Command):
 
 
 @commands.command(cls=_BenchmarkCommand)
-@_model_options
+@model_options
 @click.option(
     "--prompt-length", "prompt_lengths", type=int, multiple=True, metavar="N", help="Tokens; 0: none.  [default: 512]"
 )
@@ -379,12 +289,12 @@ def benchmark(context: click.Context, /, **options: Any) -> None:
     from pipelines.commands.benchmark import benchmark_to_console
     from pipelines.commands.benchmark_local import benchmark_model_to_console
 
-    server, shared = _take(options, *_SERVER_OPTIONS), _take(options, *_SHARED_OPTIONS)
+    server, shared = take(options, *_SERVER_OPTIONS), take(options, *_SHARED_OPTIONS)
     if server["url"] is None:
         _refuse_given(context, _SERVER_OPTIONS, "is for a server: give --url too, or leave it out")
-        local = _take(options, *_LOCAL_OPTIONS)
+        local = take(options, *_LOCAL_OPTIONS)
         seed, as_json = shared.pop("seed"), shared.pop("as_json")
-        benchmark_model_to_console(_config(options | shared), seed=seed, as_json=as_json, **local)
+        benchmark_model_to_console(config_of(options | shared), seed=seed, as_json=as_json, **local)
         return
     _refuse_given(context, tuple(options), "is for a model in this process: leave out it or --url")
     server["extra_body"] = _json_object("--extra-body", server["extra_body"])
@@ -397,7 +307,7 @@ benchmark.params = [p for p in benchmark.params if p.name not in ("max_length", 
 
 
 @commands.command(name="compile")
-@_model_options
+@model_options
 @click.option(
     "--target",
     metavar="cpu|cuda:ARCH|hip:ARCH",
@@ -408,7 +318,7 @@ def compile_command(target: str | None, output: Path, **options: Any) -> None:
     """Compile a model's graphs ahead of time, so that `--artifacts FOLDER` starts it without compiling."""
     from pipelines.commands.compile import compile_from_console
 
-    compile_from_console(_config(options), target, output)
+    compile_from_console(config_of(options), target, output)
 
 
 # What the graphs don't depend on.
@@ -514,21 +424,6 @@ def _json_object(option: str, text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{option} is '{text}': write a JSON object, {{\"name\": value}}")
     return value
-
-
-def _config(options: dict[str, Any]) -> PipelineConfig:
-    """Creates the configuration from the options of `_model_options`, and --chat-template where there is one."""
-    memory, template = options.get("kv_cache_memory"), options.get("chat_template")
-    if template is not None:
-        from pipelines.text.chat_template import read_chat_template
-
-        options["chat_template"] = read_chat_template(template)
-    return PipelineConfig(**options | {"kv_cache_memory": None if memory is None else parse_memory(memory)})
-
-
-def _take(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Removes some options and returns them; those that remain are fields of PipelineConfig."""
-    return {name: options.pop(name) for name in names}
 
 
 if __name__ == "__main__":
