@@ -88,12 +88,13 @@ TINY = ("gemma3", "gemma4", "llama3", "qwen3", "qwen3_moe")
 IN_SUITE = (
     Case("gemma3", 2, in_suite=True),
     Case("gemma4", 1, in_suite=True),
-    Case("llama3", 2, target="hip:gfx942", in_suite=True),
+    Case("llama3", 1, in_suite=True),
     Case("qwen3_dense_fp8", 1, FLOAT8, in_suite=True),
     Case("qwen3_moe_fp8", 1, FLOAT8, in_suite=True),
     Case("gemma3_multimodal_for_gpus", 1, graphs=IMAGES, in_suite=True),
 )
 OTHERS = (
+    Case("llama3", 2, target="hip:gfx942"),
     *(Case(name, count) for name in TINY for count in (1, 2, 8)),
     *(Case("gemma3_multimodal_for_gpus", count, graphs=IMAGES) for count in (2, 8)),
     Case("google__gemma-3-1b-it", 1, num_layers=6),
