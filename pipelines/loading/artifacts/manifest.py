@@ -137,7 +137,7 @@ def _encode_spec(spec: WeightSpec) -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclasses.fields(WeightSpec)}
     fields = {name: getattr(spec, name) for name, default in defaults.items() if getattr(spec, name) != default}
     fields["stored_as"] = spec.stored_as.name
-    fields["sources"] = [[source.name, list(source.shape), source.axis, source.units] for source in spec.sources]
+    fields["sources"] = [list(dataclasses.astuple(source)) for source in spec.sources]
     if spec.quant_config is not None:
         fields["quant_config"] = list(spec.quant_config.block)
     return fields
@@ -151,8 +151,11 @@ def _decode_spec(fields: Mapping[str, Any]) -> WeightSpec:
     return WeightSpec(**{**fields, **decoded})
 
 
-def _source(name: str, shape: Sequence[int], axis: int | None, units: int) -> WeightSource:
-    return WeightSource(str(name), tuple(map(int, shape)), axis, units)
+def _source(name: str, shape: Sequence[int], *rest: int | None) -> WeightSource:
+    """A source from all of its fields: a manifest that lacks one is damaged."""
+    if len(rest) != len(dataclasses.fields(WeightSource)) - 2:
+        raise ValueError(f"the source {name} has {2 + len(rest)} fields")
+    return WeightSource(str(name), tuple(map(int, shape)), *rest)  # type: ignore[arg-type]
 
 
 def _stored_type(name: str) -> StoredType:

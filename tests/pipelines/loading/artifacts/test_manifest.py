@@ -34,7 +34,11 @@ FEATURES = frozenset({"x86_64", "avx2", "avx512f"})
 SPECS = (
     WeightSpec("norm.weight", DType.float32, (WeightSource("norm.weight", (192,)),), is_on_host=True),
     WeightSpec(
-        "up", FORMATS["q4_0"], (WeightSource("gate", (64, 192), 0, 2), WeightSource("up", (64, 192), 0, 2)), 1, 2
+        "up",
+        FORMATS["q4_0"],
+        (WeightSource("gate", (64, 192), 0, 2), WeightSource("up", (61, 192), 0, 61, padding=16)),
+        1,
+        2,
     ),
     WeightSpec(
         "down", DType.float8_e4m3fn, (WeightSource("down", (256, 128), 1),), quant_config=Float8Config((128, 128))
