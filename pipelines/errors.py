@@ -11,7 +11,7 @@ LOWER = (
     f"kv_cache_memory (--kv-cache-memory) or {UTILIZATION}"
 )
 OUT_OF_MEMORY = ("OUT_OF_MEMORY", "(out of memory", "Memory manager cannot satisfy")
-"""What MAX's errors say when a device has no memory left: the driver's code, or words of MAX's own allocator."""
+"""Parts of MAX's errors when a device has no memory left: the driver's code, or words of MAX's own allocator."""
 
 
 class InputError(ValueError):

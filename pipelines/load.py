@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from max.driver import Device
 from max.engine import InferenceSession
 from max.graph.weights import WeightData
 
-from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
+from kv_cache import CachePlan, KVCacheManager, plan_cache
 from pipelines.config import AUTO, PipelineConfig
 from pipelines.errors import UTILIZATION, InputError, loading_onto_devices
 from pipelines.loading.blocks import stored_type
@@ -58,20 +56,12 @@ def load_pipeline(
 
 
 @dataclass(frozen=True)
-class PreparedPipeline:
+class PreparedPipeline(OpenedModel):
     """A run with an open checkpoint and a planned cache; nothing is compiled yet.
 
-    config: with its encoding and max_length set. weight_paths: the files of the weights. prompts: checks and encodes
-    prompts, before the model is loaded.
+    config: with its max_length set too. prompts: checks and encodes prompts, before the model is loaded.
     """
 
-    config: PipelineConfig
-    checkpoint: Checkpoint
-    architecture: SupportedArchitecture
-    devices: Sequence[Device]
-    weight_paths: Sequence[Path]
-    state_dict: dict[str, WeightData]
-    kv_params: KVCacheParams
     graphs: Graphs
     plan: CachePlan
     prompts: PromptEncoder
@@ -128,29 +118,23 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     """
     stages = stages or NullStages()
     opened = OpenedModel.open(config, stages)
-    graphs = opened.graphs(stages)
-    config, checkpoint, architecture = opened.config, opened.checkpoint, opened.architecture
+    graphs = opened.open_graphs(stages)
+    checkpoint = opened.checkpoint
     with stages.stage("tokenizer"):
-        tokenizer = _tokenizer(config, checkpoint)
+        tokenizer = _tokenizer(opened.config, checkpoint)
     plan = _plan(opened, graphs)
     stages.note(plan.describe(opened.kv_params))
-    config = dataclasses.replace(config, max_length=plan.max_length)
+    config = dataclasses.replace(opened.config, max_length=plan.max_length)
     prompts = PromptEncoder(
         tokenizer,
         vocab_size=checkpoint.huggingface_config.get_text_config().vocab_size,
         max_length=plan.max_length,
         is_instruction_model=tokenizer.has_chat_template
         and (config.chat_template is not None or not checkpoint.is_base_model),
-        load_image_processor=_image_processor_loader(architecture, checkpoint),
+        load_image_processor=_image_processor_loader(opened.architecture, checkpoint),
     )
     return PreparedPipeline(
-        config=config,
-        checkpoint=checkpoint,
-        architecture=architecture,
-        devices=opened.devices,
-        weight_paths=opened.weight_paths,
-        state_dict=opened.state_dict,
-        kv_params=opened.kv_params,
+        **vars(opened) | {"config": config},
         graphs=graphs,
         plan=plan,
         prompts=prompts,

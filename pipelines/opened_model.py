@@ -84,7 +84,7 @@ class OpenedModel:
         model: type[PipelineModel] = self.architecture.pipeline_model
         return model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict)
 
-    def graphs(self, stages: Stages) -> Graphs:
+    def open_graphs(self, stages: Stages) -> Graphs:
         """Opens the graphs that were compiled ahead of time, if the run names some, or those of an earlier start.
 
         Raises:

@@ -14,7 +14,7 @@ from pipelines.native.build import compile_package, run_mojo
 
 SOURCES = Path(__file__).parents[1] / "kernels"
 INSTRUCTIONS = {DType.int8: ("bytes", "dot_bytes"), DType.bfloat16: ("bfloat16", "words")}
-"""What products multiply, and the module that knows by which instructions, by the type of activations."""
+"""Products by the type of their activations: what they multiply, and the module that knows the instructions."""
 
 
 def extensions(devices: Sequence[DeviceRef]) -> list[Path]:

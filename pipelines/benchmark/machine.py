@@ -1,4 +1,4 @@
-"""What the processor can do: the bandwidth of its memory and its float32 arithmetic, measured in about two seconds."""
+"""The processor's limits: the bandwidth of its memory and its float32 arithmetic, measured in about two seconds."""
 
 from __future__ import annotations
 

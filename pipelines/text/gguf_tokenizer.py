@@ -33,7 +33,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How a byte-level vocabulary cuts text into words. pattern: of a word; None: that of GPT-2."""
+    """The cut of text into words, before a byte-level vocabulary sees them. pattern: of a word; None: that of GPT-2."""
 
     pattern: str | None = None
     composes: bool = False  # characters are composed (NFC) before

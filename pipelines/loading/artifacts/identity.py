@@ -1,4 +1,4 @@
-"""What compiled graphs follow from: one text for each cause, by the name that messages show."""
+"""The identity of compiled graphs: all that they follow from, a text for each cause, by the name that messages show."""
 
 from __future__ import annotations
 

@@ -145,5 +145,5 @@ def test_without_a_folder_that_can_be_written_nothing_is_kept_and_nothing_fails(
 )
 def test_graphs_by_code_of_others_are_not_kept(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opened_model_module, "KeptGraphs", lambda folder, *_: folder)
-    assert OpenedModel.open(PipelineConfig(), NullStages()).graphs(NullStages()) is not None
-    assert OpenedModel.open(PipelineConfig(**settings), NullStages()).graphs(NullStages()) is None
+    assert OpenedModel.open(PipelineConfig(), NullStages()).open_graphs(NullStages()) is not None
+    assert OpenedModel.open(PipelineConfig(**settings), NullStages()).open_graphs(NullStages()) is None
