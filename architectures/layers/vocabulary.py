@@ -47,8 +47,7 @@ class Vocabulary:
             is_own_T = ops.logical_and(local_T >= 0, local_T < num_rows)
             zero = ops.constant(0, tokens_T.dtype, tokens_T.device)
             rows_TD = self._rows(shard, ops.where(is_own_T, local_T, zero), dtype)
-            nothing = ops.constant(0, dtype, rows_TD.device)
-            parts.append(ops.where(ops.unsqueeze(is_own_T, 1), rows_TD, nothing))
+            parts.append(rows_TD * ops.cast(ops.unsqueeze(is_own_T, 1), dtype))
         return Partial(parts)
 
     def logits(self, x: Replicated) -> TensorValue:
