@@ -27,8 +27,11 @@ FILE_TYPES = {
     "bfloat16": LlamaFileType.MOSTLY_BF16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
+    "q5_k": LlamaFileType.MOSTLY_Q5_K_M,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
     "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q4_k": LlamaFileType.MOSTLY_Q4_K_M,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 STORED_AS = {

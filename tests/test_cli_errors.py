@@ -174,7 +174,9 @@ def test_a_truncated_file(call: Caller, demo_copy: Path) -> None:
 
 def test_what_the_device_can_not_run(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     line = call("generate", "--prompt", "x", "--quantization-encoding", "float8_e4m3fn").error()
-    assert "float8_e4m3fn on cpu" in line and line.endswith(": float32, bfloat16, gguf, q4_0, q4_k, q5_0, q6_k, q8_0")
+    assert "float8_e4m3fn on cpu" in line and line.endswith(
+        ": float32, bfloat16, gguf, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0"
+    )
     monkeypatch.setattr(max.driver, "accelerator_count", lambda: 0)
     assert "no GPU found" in call("generate", "--prompt", "x", "--devices", "gpu").error()
 

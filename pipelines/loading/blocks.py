@@ -50,7 +50,7 @@ FORMATS = {
     block_format.name: block_format
     for block_format in (
         BlockFormat(name, *gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]])
-        for name in ("q8_0", "q6_k", "q5_0", "q4_k", "q4_0")
+        for name in ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0")
     )
 }
 """The formats that the kernels multiply, by name."""

@@ -35,8 +35,8 @@ def quantize_into(
 ) -> None:
     """Quantizes rows of weights into `target`. Uses all cores and releases the GIL.
 
-    q8_0, q5_0 and q4_0 are those of the gguf package, bit for bit but for blocks that are all zeros because their scale
-    is under 2 ** -120. q4_k and q6_k search their scales as llama.cpp does, and choose among a few more of them.
+    Blocks of 32 are those of the gguf package, bit for bit but for blocks that are all the same number because their
+    scale is under 2 ** -120. Those of 256 search their scales as llama.cpp does, and choose among a few more of them.
 
     Args:
         target: Blocks [..., row bytes], C-contiguous.

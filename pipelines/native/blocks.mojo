@@ -1,6 +1,6 @@
-"""Blocks of 32 weights with one scale: q8_0, q5_0 and q4_0, bit for bit as the gguf package writes them.
+"""Blocks of 32 weights with one scale: q8_0, q5_1, q5_0, q4_1 and q4_0, bit for bit as the gguf package writes them.
 
-Source: ggml's quantize_row_q8_0_ref, quantize_row_q5_0_ref and quantize_row_q4_0_ref.
+Source: ggml's quantize_row_q8_0_ref, and so on.
 """
 
 from std.math import floor, iota
@@ -65,11 +65,17 @@ def write_q8_0(target: Bytes, x: Values) -> Bool:
 def write_q5_0(target: Bytes, x: Values) -> Bool:
     """Writes the scale, the fifth bits, then four bits of weights i and i + 16 to a byte. Returns as `write_q8_0`."""
     var scale = largest[BLOCK](x) / -16
-    var quants = min(quotients(x, scale, 16.5), 31).cast[DType.uint8]()
-    var high = ((quants >> 4).cast[DType.uint32]() << iota[DType.uint32, BLOCK]()).reduce_or()
-    target.unsafe_offset(2).unsafe_bitcast[UInt32]().unsafe_store[alignment=1](high)
-    store_nibbles(target.unsafe_offset(6), quants & 15)
+    store_five_bits(target.unsafe_offset(2), min(quotients(x, scale, 16.5), 31).cast[DType.uint8]())
     return store_half(target, scale)
+
+
+@always_inline
+def write_q5_1(target: Bytes, x: Values) -> Bool:
+    """Writes scale and minimum, then as `write_q5_0`. Returns whether both fit into float16."""
+    var minimum = x.reduce_min()
+    var scale = (x.reduce_max() - minimum) / 31
+    store_five_bits(target.unsafe_offset(4), min(quotients(x - minimum, scale, 0.5), 31).cast[DType.uint8]())
+    return store_half(target, scale) & store_half(target.unsafe_offset(2), minimum)
 
 
 @always_inline
@@ -78,6 +84,23 @@ def write_q4_0(target: Bytes, x: Values) -> Bool:
     var scale = largest[BLOCK](x) / -8
     store_nibbles(target.unsafe_offset(2), min(quotients(x, scale, 8.5), 15).cast[DType.uint8]())
     return store_half(target, scale)
+
+
+@always_inline
+def write_q4_1(target: Bytes, x: Values) -> Bool:
+    """Writes scale and minimum, then as `write_q4_0`. Returns whether both fit into float16."""
+    var minimum = x.reduce_min()
+    var scale = (x.reduce_max() - minimum) / 15
+    store_nibbles(target.unsafe_offset(4), min(quotients(x - minimum, scale, 0.5), 15).cast[DType.uint8]())
+    return store_half(target, scale) & store_half(target.unsafe_offset(2), minimum)
+
+
+@always_inline
+def store_five_bits(target: Bytes, quants: SIMD[DType.uint8, BLOCK]):
+    """Stores the fifth bits, then the others."""
+    var high = ((quants >> 4).cast[DType.uint32]() << iota[DType.uint32, BLOCK]()).reduce_or()
+    target.unsafe_bitcast[UInt32]().unsafe_store[alignment=1](high)
+    store_nibbles(target.unsafe_offset(4), quants & 15)
 
 
 @always_inline

@@ -3,9 +3,9 @@
 from max.algorithm import parallelize
 from std.math import ceildiv
 
-from blocks import BLOCK, write_q4_0, write_q5_0, write_q8_0
+from blocks import BLOCK, write_q4_0, write_q4_1, write_q5_0, write_q5_1, write_q8_0
 from checksum import FACTOR, checksum_bytes
-from q4_k import write_q4_k
+from minima import write_q4_k, write_q5_k
 from q6_k import write_q6_k
 from values import are_finite, load_values
 
@@ -38,12 +38,18 @@ def quantize_to[
 ](target: Pointer[mut=True, UInt8, _], source: Pointer[Scalar[dtype], _], count: Int, format: Int) -> Int:
     if format == 2:
         return quantize_all[dtype, 2, BLOCK, 18](target, source, count)
+    if format == 3:
+        return quantize_all[dtype, 3, BLOCK, 20](target, source, count)
     if format == 6:
         return quantize_all[dtype, 6, BLOCK, 22](target, source, count)
+    if format == 7:
+        return quantize_all[dtype, 7, BLOCK, 24](target, source, count)
     if format == 8:
         return quantize_all[dtype, 8, BLOCK, 34](target, source, count)
     if format == 12:
         return quantize_all[dtype, 12, SUPER_BLOCK, 144](target, source, count)
+    if format == 13:
+        return quantize_all[dtype, 13, SUPER_BLOCK, 176](target, source, count)
     return quantize_all[dtype, 14, SUPER_BLOCK, 210](target, source, count)
 
 
@@ -82,12 +88,18 @@ def quantize_block[
     var fits: Bool
     comptime if format == 2:
         fits = write_q4_0(target, load_values[BLOCK](source, 0))
+    elif format == 3:
+        fits = write_q4_1(target, load_values[BLOCK](source, 0))
     elif format == 6:
         fits = write_q5_0(target, load_values[BLOCK](source, 0))
+    elif format == 7:
+        fits = write_q5_1(target, load_values[BLOCK](source, 0))
     elif format == 8:
         fits = write_q8_0(target, load_values[BLOCK](source, 0))
     elif format == 12:
         fits = write_q4_k(target, source)
+    elif format == 13:
+        fits = write_q5_k(target, source)
     else:
         fits = write_q6_k(target, source)
     return 0 if fits else TOO_LARGE

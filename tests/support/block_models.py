@@ -23,12 +23,14 @@ TYPES = {
     r"blk.0.attn_output.weight": "q5_0",
     r"blk.0.ffn_(gate|up).weight": "q4_k",
     r"blk.0.ffn_down.weight": "q6_k",
-    r"blk.1.attn_(q|k|v|output).weight": "q4_0",
-    r"blk.1.ffn_(gate|up|down).weight": "q8_0",
+    r"blk.1.attn_(q|k|v).weight": "q4_0",
+    r"blk.1.attn_output.weight": "q5_1",
+    r"blk.1.ffn_(gate|up).weight": "q8_0",
+    r"blk.1.ffn_down.weight": "q5_k",
     r"blk.2.attn_q.weight": "q8_0",
     r"blk.2.attn_k.weight": "bf16",
     r"blk.2.attn_v.weight": "f32",
-    r"blk.2.ffn_gate.weight": "q4_0",
+    r"blk.2.ffn_gate.weight": "q4_1",
     r"blk.2.ffn_up.weight": "q5_0",
 }
 """Types by the file's names; what matches none is in float32."""

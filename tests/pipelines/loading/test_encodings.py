@@ -34,12 +34,16 @@ def name_of(
         ("q4_k", 512, "q4_k"),
         ("q4_k", 1152, "q5_0"),
         ("q4_k", 48, "bfloat16"),
+        ("q5_k", 512, "q5_k"),
+        ("q5_k", 1152, "q5_1"),
         ("q6_k", 768, "q6_k"),
         ("q6_k", 1152, "q8_0"),
         ("q6_k", 48, "bfloat16"),
         ("q8_0", 1152, "q8_0"),
         ("q8_0", 40, "bfloat16"),
         ("q5_0", 96, "q5_0"),
+        ("q5_1", 96, "q5_1"),
+        ("q4_1", 96, "q4_1"),
         ("q4_0", 96, "q4_0"),
         ("q4_0", 80, "bfloat16"),
         ("bfloat16", 7, "bfloat16"),
@@ -56,7 +60,7 @@ def test_a_block_is_not_cut_between_devices() -> None:
     assert [name_of("q4_k", [split], n) for n in (1, 2, 4)] == ["q4_k", "q4_k", "q5_0"]
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q6_k", "q5_0", "q4_k", "q4_0"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_memory_is_counted_in_blocks(name: str) -> None:
     """The gguf package's own sizes; rows of 48 fall back to 2 bytes a weight."""
     block_format = FORMATS[name]
@@ -67,7 +71,7 @@ def test_memory_is_counted_in_blocks(name: str) -> None:
     assert encoding("gguf").num_bytes([1000, 512], DType.float32) == 1000 * 512 * 4
 
 
-@pytest.mark.parametrize("name", ["q6_k", "q5_0", "q4_k", "q4_0"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "q8_0"])
 def test_the_head_has_8_bits_and_towers_have_16(name: str) -> None:
     record = encoding(name)
     assert record.head == encoding("q8_0")

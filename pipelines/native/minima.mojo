@@ -1,9 +1,9 @@
-"""q4_k: blocks of 256 weights in 8 groups, whose scales and minima are quantized too.
+"""q4_k and q5_k: blocks of 256 weights in 8 groups, whose scales and minima are quantized too.
 
 The scale and the minimum of each group are searched: the quants that several trial scales give are each fitted by least
 squares, weighted so that large weights count more, and the best fit is kept. All groups of a block are searched at
-once, one to a lane. Source: ggml's quantize_row_q4_K_ref with make_qkx2_quants; unlike there, the neighbours of the
-nearest quantized scales and minima are tried too.
+once, one to a lane. Source: ggml's quantize_row_q4_K_ref and quantize_row_q5_K_ref with make_qkx2_quants; unlike there,
+the neighbours of the nearest quantized scales and minima are tried too.
 """
 
 from std.math import round, sqrt
@@ -16,9 +16,29 @@ comptime SIZE = 32
 """Weights of a group."""
 comptime Lanes = SIMD[DType.float32, GROUPS]
 comptime Columns = Array[Lanes, SIZE]
-comptime MAX_QUANT = Float32(15)
 comptime MAX_SCALE = Float32(63)
-comptime TRIALS = 21
+
+
+trait Bits:
+    """The bits of a weight. MAX_QUANT: the greatest quant. A search tries scales for which the range has so many steps:
+    TRIALS numbers, FIRST and each 0.1 more.
+    """
+
+    comptime MAX_QUANT: Float32
+    comptime FIRST: Float32
+    comptime TRIALS: Int
+
+
+struct FourBits(Bits):
+    comptime MAX_QUANT = Float32(15)
+    comptime FIRST = Float32(14)
+    comptime TRIALS = 21
+
+
+struct FiveBits(Bits):
+    comptime MAX_QUANT = Float32(31)
+    comptime FIRST = Float32(30.5)
+    comptime TRIALS = 16
 
 
 @always_inline
@@ -27,22 +47,52 @@ def write_q4_k[dtype: DType](target: Bytes, source: Pointer[Scalar[dtype], _]) -
 
     Returns whether the factors fit into float16.
     """
+    var found = write_scales[FourBits](target, source)
+    if not found:
+        return False
+    comptime for group in range(0, GROUPS, 2):
+        var low = quants[FourBits](source, group, found.value())
+        var high = quants[FourBits](source, group + 1, found.value())
+        target.unsafe_offset(16 + group * SIZE // 2).unsafe_store(low | (high << 4))
+    return True
+
+
+@always_inline
+def write_q5_k[dtype: DType](target: Bytes, source: Pointer[Scalar[dtype], _]) -> Bool:
+    """Writes as `write_q4_k`, but between the scales and the 4 bits 32 bytes of fifth bits, one of each for a group."""
+    var found = write_scales[FiveBits](target, source)
+    if not found:
+        return False
+    var fifth = SIMD[DType.uint8, SIZE](0)
+    comptime for group in range(0, GROUPS, 2):
+        var low = quants[FiveBits](source, group, found.value())
+        var high = quants[FiveBits](source, group + 1, found.value())
+        target.unsafe_offset(48 + group * SIZE // 2).unsafe_store((low & 15) | (high << 4))
+        fifth |= ((low >> 4) << UInt8(group)) | ((high >> 4) << UInt8(group + 1))
+    target.unsafe_offset(16).unsafe_store(fifth)
+    return True
+
+
+@always_inline
+def write_scales[
+    B: Bits, dtype: DType
+](target: Bytes, source: Pointer[Scalar[dtype], _]) -> Optional[Tuple[Lanes, Lanes]]:
+    """Writes the factors, the scales and the minima, and returns the groups' scales and minima as they are stored.
+
+    Nothing, if a factor does not fit into float16.
+    """
     var x = load_groups[dtype, GROUPS, SIZE](source)
     var w = weights(x)
-    var fitted = fit(x, w)
+    var fitted = fit[B](x, w)
     var scale = fitted[0].reduce_max() / MAX_SCALE
     var minimum = fitted[1].reduce_max() / MAX_SCALE
     var has_scale = store_factor(target, scale)
     var has_minimum = store_factor(target.unsafe_offset(2), minimum)
     if not (has_scale and has_minimum):
-        return False
-    var chosen = quantize_scales(x, w, fitted, scale, minimum)
+        return None
+    var chosen = quantize_scales[B](x, w, fitted, scale, minimum)
     store_scales(target.unsafe_offset(4), chosen[0].cast[DType.uint8](), chosen[1].cast[DType.uint8]())
-    comptime for group in range(0, GROUPS, 2):
-        var low = quants(source, group, chosen[0][group] * scale, chosen[1][group] * minimum)
-        var high = quants(source, group + 1, chosen[0][group + 1] * scale, chosen[1][group + 1] * minimum)
-        target.unsafe_offset(16 + group * SIZE // 2).unsafe_store(low | (high << 4))
-    return True
+    return (chosen[0] * scale, chosen[1] * minimum)
 
 
 @always_inline
@@ -59,7 +109,7 @@ def weights(x: Columns) -> Columns:
 
 
 @always_inline
-def fit(x: Columns, w: Columns) -> Tuple[Lanes, Lanes]:
+def fit[B: Bits](x: Columns, w: Columns) -> Tuple[Lanes, Lanes]:
     """The scales and minima that fit best; minima are positive, and subtracted."""
     var lowest = x[0]
     var highest = x[0]
@@ -72,10 +122,10 @@ def fit(x: Columns, w: Columns) -> Tuple[Lanes, Lanes]:
         sum_x += w[i] * x[i]
     lowest = min(lowest, 0)
     var is_flat = highest.eq(lowest)
-    var scale = (highest - lowest) / MAX_QUANT
-    var best = weighted_error(x, w, trial_quants(x, lowest, scale), scale, lowest)
-    for trial in range(TRIALS):
-        var l = trial_quants(x, lowest, (highest - lowest) / (MAX_QUANT - 1 + 0.1 * Float32(trial)))
+    var scale = (highest - lowest) / B.MAX_QUANT
+    var best = weighted_error(x, w, trial_quants[B](x, lowest, scale), scale, lowest)
+    for trial in range(B.TRIALS):
+        var l = trial_quants[B](x, lowest, (highest - lowest) / (B.FIRST + 0.1 * Float32(trial)))
         var new = least_squares(x, w, l, sum_w, sum_x)
         var error = weighted_error(x, w, l, new[0], new[1])
         var is_better = error.lt(best)
@@ -104,12 +154,12 @@ def least_squares(x: Columns, w: Columns, l: Columns, sum_w: Lanes, sum_x: Lanes
 
 
 @always_inline
-def trial_quants(x: Columns, lowest: Lanes, scale: Lanes) -> Columns:
+def trial_quants[B: Bits](x: Columns, lowest: Lanes, scale: Lanes) -> Columns:
     """Quants, in float32; 0 where the scale is 0."""
     var inverse = scale.gt(0).select(1 / scale, Lanes(0))
     var l = Columns(fill=Lanes(0))
     comptime for i in range(SIZE):
-        l[i] = round(((x[i] - lowest) * inverse).clamp(0, MAX_QUANT))
+        l[i] = round(((x[i] - lowest) * inverse).clamp(0, B.MAX_QUANT))
     return l^
 
 
@@ -124,7 +174,9 @@ def weighted_error(x: Columns, w: Columns, l: Columns, scale: Lanes, lowest: Lan
 
 
 @always_inline
-def quantize_scales(
+def quantize_scales[
+    B: Bits
+](
     x: Columns, w: Columns, fitted: Tuple[Lanes, Lanes], scale: Float32, minimum: Float32
 ) -> Tuple[Lanes, Lanes]:
     """The quantized scales and minima, of those next to what was fitted, with the smallest error."""
@@ -136,7 +188,7 @@ def quantize_scales(
     for trial in range(9):
         var s = (center_scale + Float32(trial % 3 - 1)).clamp(0, MAX_SCALE)
         var m = (center_minimum + Float32(trial // 3 - 1)).clamp(0, MAX_SCALE)
-        var error = weighted_error(x, w, trial_quants(x, -m * minimum, s * scale), s * scale, -m * minimum)
+        var error = weighted_error(x, w, trial_quants[B](x, -m * minimum, s * scale), s * scale, -m * minimum)
         var is_better = error.lt(best)
         best = is_better.select(error, best)
         best_scale = is_better.select(s, best_scale)
@@ -155,11 +207,13 @@ def store_scales(target: Bytes, s: SIMD[DType.uint8, GROUPS], m: SIMD[DType.uint
 
 @always_inline
 def quants[
-    dtype: DType
-](source: Pointer[Scalar[dtype], _], group: Int, scale: Float32, minimum: Float32) -> SIMD[DType.uint8, SIZE]:
-    """The quants of a group."""
+    B: Bits, dtype: DType
+](source: Pointer[Scalar[dtype], _], group: Int, scales: Tuple[Lanes, Lanes]) -> SIMD[DType.uint8, SIZE]:
+    """The quants of a group, with the scales and minima of all."""
+    var scale = scales[0][group]
+    var minimum = scales[1][group]
     var inverse = 1 / scale if scale > 0 else Float32(0)
     var x = load_values[SIZE](source, group * SIZE)
-    return round(((x + minimum) * inverse).clamp(0, MAX_QUANT)).cast[DType.uint8]()
+    return round(((x + minimum) * inverse).clamp(0, B.MAX_QUANT)).cast[DType.uint8]()
 
 

@@ -1,0 +1,7 @@
+"""The encoding q5_1: blocks of 32 weights in 5 bits, with a scale and a minimum in float16."""
+
+from __future__ import annotations
+
+from pipelines.loading.block_encoding import BlockEncoding
+
+RECORD = BlockEncoding("q5_1")
