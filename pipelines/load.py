@@ -13,6 +13,7 @@ from max.engine import InferenceSession
 from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, KVCacheParams, plan_cache
+from pipelines.background import in_background
 from pipelines.config import AUTO, PipelineConfig
 from pipelines.engine.device_choice import DeviceTokenSampler
 from pipelines.errors import UTILIZATION, InputError, loading_onto_devices
@@ -113,9 +114,13 @@ class PreparedPipeline:
         """Compiles the sampler for the device of the logits; None on the CPU, where the host's is faster."""
         if self.devices[0].is_host:
             return None
-        graphs = SomeGraphs(self.graphs, [name for name in self.graphs.names if name.startswith(PREFIX)])
-        with self.stages.stage(graphs.stage[0], "the sampler"):
-            return DeviceTokenSampler(DeviceSampler.load(graphs, session, self.devices[0], self.prompts.vocab_size))
+        names = [name for name in self.graphs.names if name.startswith(PREFIX)]
+        with self.stages.stage(self.graphs.stage[0], "the sampler"):
+            compiling = {name: self.graphs.compile_async(name, session) for name in names}
+            # A thread that waits for the compiler does not notice Ctrl-C.
+            models = in_background(lambda: {name: session.init(each) for name, each in compiling.items()}).result()
+        self.graphs.keep()
+        return DeviceTokenSampler(DeviceSampler(models, self.devices[0], self.prompts.vocab_size))
 
     def _open_weight_cache(self) -> WeightCache:
         config = self.config

@@ -8,8 +8,7 @@ from max.driver import CPU
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 
-from pipelines.loading.graphs import TracedGraphs
-from pipelines.sampling.device.graphs import trace_graphs
+from pipelines.sampling.device.graphs import build_graphs
 from pipelines.sampling.device.sampler import DeviceSampler
 
 VOCAB_SIZE = 1003
@@ -18,5 +17,6 @@ VOCAB_SIZE = 1003
 
 @functools.cache
 def cpu_sampler() -> DeviceSampler:
-    graphs = TracedGraphs(trace_graphs(VOCAB_SIZE, DeviceRef.CPU()))
-    return DeviceSampler.load(graphs, InferenceSession(devices=[CPU()]), CPU(), VOCAB_SIZE)
+    session, graphs = InferenceSession(devices=[CPU()]), build_graphs(VOCAB_SIZE, DeviceRef.CPU())
+    compiling = {name: session.compile_async(graph) for name, graph in graphs.items()}
+    return DeviceSampler({name: session.init(each) for name, each in compiling.items()}, CPU(), VOCAB_SIZE)

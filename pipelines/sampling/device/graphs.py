@@ -15,7 +15,6 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
 
-from pipelines.loading.weight_spec import TracedGraph
 from pipelines.sampling.device.search import (
     constant,
     count,
@@ -69,8 +68,8 @@ def sampler_bytes(vocab_size: int, num_rows: int) -> int:
     return ROW_COPIES * 4 * vocab_size * num_rows
 
 
-def trace_graphs(vocab_size: int, device: DeviceRef) -> dict[str, TracedGraph]:
-    """Traces all graphs, by name."""
+def build_graphs(vocab_size: int, device: DeviceRef) -> dict[str, Graph]:
+    """Builds all graphs, by name."""
     host = DeviceRef.CPU()
     logits = TensorType(DType.float32, ["batch_size", vocab_size], device)
     params = TensorType(DType.float64, ["batch_size", NUM_PARAMS], device)
@@ -91,7 +90,7 @@ def trace_graphs(vocab_size: int, device: DeviceRef) -> dict[str, TracedGraph]:
     for name, (build, types) in builders.items():
         with Graph(f"{PREFIX}{name}", input_types=types) as graph:
             graph.output(*build(*(value.tensor for value in graph.inputs)))
-        graphs[graph.name] = TracedGraph(graph, ())
+        graphs[graph.name] = graph
     return graphs
 
 
@@ -116,9 +115,11 @@ def process(
         amounts_E3: What the frequency and the presence of the token subtract, and the bias.
     """
     zero = constant(0.0, DType.float32, logits_BV.device)
-    factor_B1 = ops.unsqueeze(repetition_B, 1)
-    changed_BV = ops.where(ops.greater(zero, logits_BV), logits_BV * factor_B1, logits_BV / factor_B1)
-    penalized_BV = ops.where(_unpacked(masks_MW, seen_B, logits_BV), changed_BV, logits_BV)
+    # In float64, since a division by a number of the row may be a product with its rounded inverse.
+    wide_BV, factor_B1 = ops.cast(logits_BV, DType.float64), ops.cast(ops.unsqueeze(repetition_B, 1), DType.float64)
+    changed_BV = ops.where(ops.greater(zero, logits_BV), wide_BV * factor_B1, wide_BV / factor_B1)
+    is_seen_BV = _unpacked(masks_MW, seen_B, logits_BV)
+    penalized_BV = ops.where(is_seen_BV, ops.cast(changed_BV, DType.float32), logits_BV)
     frequency, presence, bias = (amounts_E3[:, i] for i in range(3))
     edited = ops.gather_nd(penalized_BV, edits_E2) - ops.cast(frequency, DType.float32)
     edited = ops.cast(ops.cast(edited, DType.float64) - presence, DType.float32) + ops.cast(bias, DType.float32)

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 from max.driver import Buffer, Device, DeviceEvent, Usage
-from max.engine import InferenceSession, Model
+from max.engine import Model
 from numpy.typing import NDArray
 
 from kv_cache import to_device
-from pipelines.background import in_background
-from pipelines.loading.graphs import Graphs
 from pipelines.sampling.device.graphs import MAX_TOP, PREFIX
 from pipelines.sampling.device.rows import DeviceRow, changes_of, sampling_of
 from pipelines.sampling.device.search import num_passes_of
 from pipelines.sampling.log_probabilities import TokenLogProbs
 from pipelines.sampling.sampler import Choice, no_choice
 
+LOWEST = float(np.finfo(np.float32).min)
 RowLogProbs = TokenLogProbs | FloatingPointError | None
 """Of a row: None if it wanted none, an error if the model's own logits have none."""
 
@@ -70,19 +69,9 @@ class DeviceSampler:
     """
 
     def __init__(self, models: Mapping[str, Model], device: Device, vocab_size: int) -> None:
-        """Takes the compiled graphs of `trace_graphs`, by name, for logits of this device and vocabulary."""
+        """Takes the compiled graphs of `build_graphs`, by name, for logits of this device and vocabulary."""
         self.vocab_size = vocab_size
         self._models, self._device = models, device
-
-    @classmethod
-    def load(cls, graphs: Graphs, session: InferenceSession, device: Device, vocab_size: int) -> DeviceSampler:
-        """Compiles the graphs, so that nothing compiles inside a step."""
-        compiling = {name: graphs.compile_async(name, session) for name in graphs.names}
-        # A thread that waits for the compiler does not notice Ctrl-C.
-        loading = in_background(lambda: {name: session.init(compiled) for name, compiled in compiling.items()})
-        models = loading.result()
-        graphs.keep()
-        return cls(models, device, vocab_size)
 
     def launch(self, logits: Buffer, rows: Sequence[DeviceRow]) -> SampledTokens:
         """Starts to choose a token from each row of logits [B, V], float32 on the device, and does not wait for it.
@@ -135,7 +124,7 @@ class DeviceSampler:
 
 def is_finite_peak(peak: float) -> bool:
     """Whether a row with this largest logit has a likeliest token: MAX's maximum begins at the lowest number."""
-    return math.isfinite(peak) and peak > float(np.finfo(np.float32).min)
+    return math.isfinite(peak) and peak > LOWEST
 
 
 def _on_host(number: int) -> Buffer:
@@ -153,5 +142,6 @@ def _log_probs(token: int, num_top: int, numbers: Sequence[float]) -> TokenLogPr
     if not is_finite_peak(peak):
         return FloatingPointError(f"the model answered with a logit of {peak}: it has no log probabilities")
     log_total = peak + math.log(total)
-    entries = [(int(i), logit - log_total) for i, logit in zip(top[:MAX_TOP], top[MAX_TOP:], strict=True)]
+    finite = [logit if logit > LOWEST else -math.inf for logit in top[MAX_TOP:]]  # the graph knows no lower ones
+    entries = [(int(i), logit - log_total) for i, logit in zip(top[:MAX_TOP], finite, strict=True)]
     return TokenLogProbs(token, chosen - log_total, tuple(entries[:num_top]))
