@@ -26,6 +26,7 @@ from pipelines.sampling.device.search import (
     lowest_id,
     mass,
     peak,
+    repeat,
     row_max,
     row_sum,
 )
@@ -227,11 +228,7 @@ def _top(x_RGS: TensorValue, num_top: TensorValue) -> list[TensorValue]:
     none_RN = ops.broadcast_to(constant([[0.0]], DType.float64, device), [num_rows, MAX_TOP])
     place = constant(0.0, DType.float64, device)
 
-    def has_passes(num_left: TensorValue, *_: TensorValue) -> TensorValue:
-        return num_left > 0
-
     def next_largest(
-        num_left: TensorValue,
         place: TensorValue,
         ids_RN: TensorValue,
         top_RN: TensorValue,
@@ -247,12 +244,12 @@ def _top(x_RGS: TensorValue, num_top: TensorValue) -> list[TensorValue]:
         is_place_N = ops.cast(ops.equal(places_N, place), DType.float64)
         found = (ops.squeeze(ops.cast(each, DType.float64), 2) for each in (id_R11, largest_R11))
         ids_RN, top_RN = (old + new * is_place_N for old, new in zip((ids_RN, top_RN), found, strict=True))
-        return [num_left - 1, place + 1.0, ids_RN, top_RN, id_R11, largest_R11, x_RGS]
+        return [place + 1.0, ids_RN, top_RN, id_R11, largest_R11, x_RGS]
 
     id_R11 = ops.broadcast_to(constant([[[0]]], DType.int32, device), [num_rows, 1, 1])
     last_R11 = ops.broadcast_to(constant([[[np.inf]]], DType.float32, device), [num_rows, 1, 1])
-    carried = [num_top, place, none_RN, none_RN, id_R11, last_R11, ops.max(x_RGS, lowest)]
-    return ops.while_loop(carried, has_passes, next_largest)[2:4]
+    state = [place, none_RN, none_RN, id_R11, last_R11, ops.max(x_RGS, lowest)]
+    return repeat(num_top, next_largest, state)[1:3]
 
 
 def insert(step_tokens_T: TensorValue, chosen_B: TensorValue, places_R: TensorValue, rows_R: TensorValue) -> Outputs:

@@ -10,7 +10,7 @@ On the CPU, MAX 26.7 reads the first row's scalar for all rows where one that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from max.dtype import DType
@@ -98,14 +98,13 @@ def largest_bound(
     """The largest float32 such that the numbers from it on measure at least `needed`, [B, 1, 1].
 
     It is found from the highest bits of its key down, and equals one of the row's numbers, since the measure changes
-    nowhere else. The passes are counted on the host, which waits for no result, and each works on what the one before
-    has left in memory.
+    nowhere else.
 
     Args:
         x_BGS: Numbers of a row, minus infinity but not NaN among them.
         measure: What they add; never less for more of them.
         needed_B11: Above 0, float64; infinite, or more than all measure: the bound is the lowest.
-        num_passes: How many passes to make, int32 on the host: NUM_PASSES, or 0 for the lowest bound in all rows.
+        num_passes: How many passes to make, int32 on the host: `num_passes_of`, or 0 for the lowest bound in all rows.
         is_signed: Whether the lowest bound is minus infinity; otherwise it is 0, and no number is below.
     """
     device, num_rows = x_BGS.device, x_BGS.shape[0]
@@ -114,11 +113,7 @@ def largest_bound(
     key_B111 = ops.broadcast_to(first, [num_rows, 1, 1, 1])
     step = constant(_BASE ** (num_passes_of(is_signed) - 1), DType.int64, device)
 
-    def has_passes(num_left: TensorValue, *_: TensorValue) -> TensorValue:
-        return num_left > 0
-
     def next_digit(
-        num_left: TensorValue,
         key_B111: TensorValue,
         step: TensorValue,
         trials_BJ11: TensorValue,
@@ -130,13 +125,28 @@ def largest_bound(
         is_enough_BJ11 = ops.cast(ops.unsqueeze(ops.greater_equal(measured_BJ1, needed_B11), 3), DType.int64)
         key_B111 = key_B111 + ops.max(is_enough_BJ11 * digits_1J11, axis=1) * step
         step = step // _BASE
-        return [num_left - 1, key_B111, step, value_of(key_B111 + digits_1J11 * step), x_B1GS, needed_B11]
+        return [key_B111, step, value_of(key_B111 + digits_1J11 * step), x_B1GS, needed_B11]
 
-    # What the body needs of outside is carried: MAX does not find the sizes of values that a body closes over.
     trials_BJ11 = value_of(key_B111 + digits_1J11 * step)
-    carried = [num_passes, key_B111, step, trials_BJ11, ops.unsqueeze(x_BGS, 1), needed_B11]
-    key_B111 = ops.while_loop(carried, has_passes, next_digit)[1]
-    return ops.squeeze(value_of(key_B111), 1)
+    state = [key_B111, step, trials_BJ11, ops.unsqueeze(x_BGS, 1), needed_B11]
+    return ops.squeeze(value_of(repeat(num_passes, next_digit, state)[0]), 1)
+
+
+def repeat(
+    num_passes: TensorValue, body: Callable[..., list[TensorValue]], state: Sequence[TensorValue]
+) -> list[TensorValue]:
+    """The state after so many passes of the body, a number on the host: it waits for no result of the device.
+
+    Whatever a pass works on is in the state, changed or not: MAX does not find the sizes of what a body closes over.
+    """
+
+    def has_passes(num_left: TensorValue, *_: TensorValue) -> TensorValue:
+        return num_left > 0
+
+    def next_pass(num_left: TensorValue, *state: TensorValue) -> list[TensorValue]:
+        return [num_left - 1, *body(*state)]
+
+    return ops.while_loop([num_passes, *state], has_passes, next_pass)[1:]
 
 
 def num_passes_of(is_signed: bool) -> int:
