@@ -4,8 +4,9 @@ No sort, and no result that the order of equal numbers could change. A row is se
 to do on every core, and a running sum is one over the groups and one within a single group. Shape suffixes: B rows,
 G groups, S tokens of a group, J trials, N any number; a row's scalar is [B, 1, 1].
 
-On the CPU, MAX 26.7 reads the first row's scalar for all rows where one that a kernel has just reduced decides in
-`ops.where`. So masks are multiplied here: tests compare batches, where it shows.
+Comparisons have the shape of what they are applied to. On the CPU, MAX 26.7 takes the first row's result for all rows
+where operands that broadcast to each other, [G, 1] and [B, 1, 1], are compared and the result is broadcast again within
+a reduction, over [B, G, S]. Tests compare batches, where it shows.
 """
 
 from __future__ import annotations
