@@ -11,19 +11,23 @@ from max.engine import InferenceSession
 from max.graph.weights import WeightData
 
 from kv_cache import CachePlan, KVCacheManager, plan_cache
+from pipelines.background import in_background
 from pipelines.config import AUTO, PipelineConfig
+from pipelines.engine.device_choice import DeviceTokenSampler
 from pipelines.errors import UTILIZATION, InputError, loading_onto_devices
 from pipelines.loading.blocks import stored_type
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.device_memory import cache_bytes, placed_bytes, read_device_memory
 from pipelines.loading.encodings import encoding
-from pipelines.loading.graphs import Graphs
+from pipelines.loading.graphs import Graphs, SomeGraphs
 from pipelines.loading.memory import available_bytes
 from pipelines.loading.weight_cache.cache import WeightCache, checkpoint_key, package_hash
 from pipelines.loading.weight_cache.files import weights_folder
 from pipelines.opened_model import OpenedModel
 from pipelines.registry import SupportedArchitecture
 from pipelines.sampling.defaults import SamplingDefaults
+from pipelines.sampling.device.graphs import PREFIX, sampler_bytes
+from pipelines.sampling.device.sampler import DeviceSampler
 from pipelines.stages import NullStages, Stages
 from pipelines.text.gguf_tokenizer import CHAT_TEMPLATE, gguf_tokenizer
 from pipelines.text.prompts import ImageProcessor, PromptEncoder
@@ -88,12 +92,25 @@ class PreparedPipeline(OpenedModel):
             self.state_dict,
             stages=self.stages,
             open_weight_cache=self._open_weight_cache,
-            graphs=self.graphs,
+            graphs=SomeGraphs(self.graphs, [name for name in self.graphs.names if not name.startswith(PREFIX)]),
         )
+        sampler = self._load_sampler(session)
         with self.stages.stage("cache"):
             caching = self.config.enable_prefix_caching
             cache = KVCacheManager(self.kv_params, self.plan.num_pages, self.devices, caching)
-        return TextGenerationPipeline(self.config, model, cache, self.prompts, self.sampling_defaults)
+        return TextGenerationPipeline(self.config, model, cache, self.prompts, self.sampling_defaults, sampler)
+
+    def _load_sampler(self, session: InferenceSession) -> DeviceTokenSampler | None:
+        """Compiles the sampler for the device of the logits; None on the CPU, where the host's is faster."""
+        if self.devices[0].is_host:
+            return None
+        names = [name for name in self.graphs.names if name.startswith(PREFIX)]
+        with self.stages.stage(self.graphs.stage[0], "the sampler"):
+            compiling = {name: self.graphs.compile_async(name, session) for name in names}
+            # A thread that waits for the compiler does not notice Ctrl-C.
+            models = in_background(lambda: {name: session.init(each) for name, each in compiling.items()}).result()
+        self.graphs.keep()
+        return DeviceTokenSampler(DeviceSampler(models, self.devices[0], self.prompts.vocab_size))
 
     def _open_weight_cache(self) -> WeightCache:
         config = self.config
@@ -127,7 +144,7 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
     config = dataclasses.replace(opened.config, max_length=plan.max_length)
     prompts = PromptEncoder(
         tokenizer,
-        vocab_size=checkpoint.huggingface_config.get_text_config().vocab_size,
+        vocab_size=opened.vocab_size,
         max_length=plan.max_length,
         is_instruction_model=tokenizer.has_chat_template
         and (config.chat_template is not None or not checkpoint.is_base_model),
@@ -214,8 +231,9 @@ def _cache_memory(opened: OpenedModel, graphs: Graphs) -> tuple[int, float]:
         return max(0, available_bytes() - weights_bytes), HOST_SHARE
     model, huggingface_config = architecture.pipeline_model, opened.checkpoint.huggingface_config
     placed = placed_bytes([spec for name in graphs.names for spec in graphs.weights(name)], len(devices))
-    activation_bytes = model.estimate_activation_memory(config, huggingface_config)
-    memory = read_device_memory(devices, placed, activation_bytes)
+    step_bytes = model.estimate_activation_memory(config, huggingface_config)
+    step_bytes += sampler_bytes(opened.vocab_size, config.max_batch_size)
+    memory = read_device_memory(devices, placed, step_bytes)
     return cache_bytes(memory, config.device_memory_utilization, config.kv_cache_memory), 1.0
 
 

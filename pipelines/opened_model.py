@@ -25,6 +25,7 @@ from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import open_state_dict
 from pipelines.pipeline_model import PipelineModel
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
+from pipelines.sampling.device.graphs import build_graphs
 from pipelines.stages import Stages
 
 
@@ -76,13 +77,23 @@ class OpenedModel:
         )
 
     def trace(self) -> dict[str, TracedGraph]:
-        """Traces all graphs of the model, by name.
+        """Traces all graphs of the model, by name, and on accelerators those of the sampler.
 
         Raises:
             InputError: The graph does not support a value of config.json.
         """
         model: type[PipelineModel] = self.architecture.pipeline_model
-        return model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict)
+        graphs = model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict)
+        if not self.devices[0].is_host:
+            sampler = build_graphs(self.vocab_size, self.config.device_refs[0])
+            graphs |= {name: TracedGraph(graph, ()) for name, graph in sampler.items()}
+        return graphs
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits of a position."""
+        vocab_size: int = self.checkpoint.huggingface_config.get_text_config().vocab_size
+        return vocab_size
 
     def open_graphs(self, stages: Stages) -> Graphs:
         """Opens the graphs that were compiled ahead of time, if the run names some, or those of an earlier start.

@@ -56,3 +56,27 @@ class TracedGraphs:
 
     def keep(self) -> None:
         """Does nothing."""
+
+
+class SomeGraphs:
+    """Those of a set of graphs that one owner loads."""
+
+    def __init__(self, graphs: Graphs, names: Sequence[str]) -> None:
+        self._graphs, self.names = graphs, names
+
+    @property
+    def stage(self) -> tuple[str, str]:
+        """Name and detail of the stage in which a graph becomes ready to run."""
+        return self._graphs.stage
+
+    def weights(self, name: str) -> Sequence[WeightSpec]:
+        """Specifications of a graph's weights."""
+        return self._graphs.weights(name)
+
+    def compile_async(self, name: str, session: InferenceSession) -> CompiledModel:
+        """Starts to make a graph ready for its weights."""
+        return self._graphs.compile_async(name, session)
+
+    def keep(self) -> None:
+        """Keeps the whole set, once all of it has been compiled."""
+        self._graphs.keep()

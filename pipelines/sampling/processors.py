@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.sampling.changes import LogitChanges, Mask, Packed
 from pipelines.sampling.params import SamplingParams
-
-Mask = NDArray[np.bool_] | NDArray[np.integer[Any]]
-"""Allowed tokens: bool [V], or packed into the bits of integers, lowest bit first."""
 
 
 class LogitsProcessor(Protocol):
@@ -27,6 +25,9 @@ class LogitsProcessor(Protocol):
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
         """Changes the logits of the next token in place."""
+
+    def add_to(self, changes: LogitChanges) -> None:
+        """Adds what `apply` would do to the changes of the row, for a sampler on a device; raises what it would."""
 
     def accept(self, token: int) -> None:
         """Takes the token that was sampled."""
@@ -40,6 +41,7 @@ class RepetitionPenalty:
         self._seen = set(prompt)
         # The same ids where numpy gets at them fast: a prompt may hold most of the vocabulary.
         self._ids = array("q", self._seen)
+        self._bits: Packed | None = None
 
     @property
     def is_active(self) -> bool:
@@ -52,11 +54,21 @@ class RepetitionPenalty:
         seen = logits_V[ids]
         logits_V[ids] = np.where(seen < 0, seen * self._penalty, seen / self._penalty)
 
+    def add_to(self, changes: LogitChanges) -> None:
+        """Adds the penalty, and the tokens seen as bits that are kept from row to row."""
+        if self._bits is None:
+            is_seen = np.zeros(8 * changes.num_bytes, np.bool_)
+            is_seen[np.array(self._ids, np.int64)] = True
+            self._bits = np.packbits(is_seen, bitorder="little")
+        changes.penalize_seen(self._penalty, self._bits)
+
     def accept(self, token: int) -> None:
         """Adds the token to those seen."""
         if token not in self._seen:
             self._seen.add(token)
             self._ids.append(token)
+            if self._bits is not None:
+                self._bits[token // 8] |= np.uint8(1 << token % 8)
 
 
 class PresenceFrequencyPenalty:
@@ -69,22 +81,32 @@ class PresenceFrequencyPenalty:
         # A numpy scalar makes numpy subtract in float64, with one rounding into the row.
         self._presence_penalty = np.float64(presence_penalty)
         self._frequency_penalty = frequency_penalty
-        self._counts: dict[int, int] = {}
+        # Tokens and their counts, where numpy gets at them fast, and the place of each token there.
+        self._ids, self._counts = array("q"), array("f")
+        self._places: dict[int, int] = {}
 
     @property
     def is_active(self) -> bool:
         """Whether any token has been sampled."""
-        return bool(self._counts)
+        return len(self._ids) > 0
 
     def apply(self, logits_V: NDArray[np.float32]) -> None:
         """Subtracts the penalties from the logits of sampled tokens."""
-        ids = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
-        times = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+        ids, times = np.array(self._ids), np.array(self._counts)
         logits_V[ids] = logits_V[ids] - self._frequency_penalty * times - self._presence_penalty
+
+    def add_to(self, changes: LogitChanges) -> None:
+        """Adds both penalties."""
+        frequencies = self._frequency_penalty * np.array(self._counts)
+        changes.subtract_penalties(np.array(self._ids), frequencies, float(self._presence_penalty))
 
     def accept(self, token: int) -> None:
         """Counts the token."""
-        self._counts[token] = self._counts.get(token, 0) + 1
+        place = self._places.setdefault(token, len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(token)
+            self._counts.append(0)
+        self._counts[place] += 1
 
 
 class LogitBias:
@@ -102,6 +124,10 @@ class LogitBias:
     def apply(self, logits_V: NDArray[np.float32]) -> None:
         """Adds the biases."""
         logits_V[self._ids] += self._biases
+
+    def add_to(self, changes: LogitChanges) -> None:
+        """Adds the biases."""
+        changes.add_biases(self._ids, self._biases)
 
     def accept(self, token: int) -> None:
         """Does nothing: biases do not depend on the output."""
@@ -122,6 +148,10 @@ class MinTokens:
     def apply(self, logits_V: NDArray[np.float32]) -> None:
         """Masks the stop tokens."""
         logits_V[[token for token in self._stop_ids if token < len(logits_V)]] = -np.inf
+
+    def add_to(self, changes: LogitChanges) -> None:
+        """Bans the stop tokens."""
+        changes.ban(self._stop_ids)
 
     def accept(self, token: int) -> None:
         """Counts the token."""
@@ -151,6 +181,7 @@ class AllowedTokens:
         Packed masks may be of any integer type: uint8 from `np.packbits(..., bitorder="little")`, or the int32 [V / 32]
         of grammar libraries.
         """
+        self._allowed = mask
         self._limits_V = None if mask is None else _limits(mask)
 
     @property
@@ -166,6 +197,11 @@ class AllowedTokens:
             # A minimum leaves NaN as it is, for the sampler to notice.
             np.minimum(known_V, self._limits_V[: len(known_V)], out=known_V)
             np.minimum(unknown_V, -np.inf, out=unknown_V)
+
+    def add_to(self, changes: LogitChanges) -> None:
+        """Restricts the row to the mask."""
+        if self._allowed is not None:
+            changes.restrict(self._allowed)
 
     def accept(self, token: int) -> None:
         """Does nothing: this mask stays until it is replaced."""

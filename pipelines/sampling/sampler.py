@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import InputError
+from pipelines.sampling.changes import LogitChanges
 from pipelines.sampling.native import NO_TOKEN, Cuts, choose_tokens
 from pipelines.sampling.params import SamplingParams
 from pipelines.sampling.processors import LogitsProcessor, logits_processors
@@ -98,6 +99,20 @@ class Sampler:
                 processor.apply(logits_V)
         return logits_V
 
+    def changes(self, vocab_size: int) -> LogitChanges | None:
+        """What `processed` would do to the next row, for a sampler on a device; None if nothing.
+
+        Raises:
+            Exception: That of a processor, as `processed` would raise it.
+        """
+        active = [processor for processor in self._processors if processor.is_active]
+        if not active:
+            return None
+        changes = LogitChanges(vocab_size)
+        for processor in active:
+            processor.add_to(changes)
+        return changes
+
 
 def sample_rows(logits: Sequence[Row], samplers: Sequence[Sampler]) -> list[Choice]:
     """Chooses a token from each row [V], on all cores; a choice depends on its row and sampler alone.
@@ -118,7 +133,7 @@ def _sample_some(logits: Sequence[Row], samplers: Sequence[Sampler]) -> list[Cho
     tokens = choose_tokens(rows, [samplers[i].cuts for i in whole], [samplers[i].next_uniform() for i in whole])
     choices: list[Choice] = [row if isinstance(row, Exception) else NO_TOKEN for row in processed]
     for i, row_V, token in zip(whole, rows, tokens, strict=True):
-        choices[i] = _no_choice(logits[i], row_V) if token == NO_TOKEN else token
+        choices[i] = no_choice(logits[i], row_V) if token == NO_TOKEN else token
     return choices
 
 
@@ -129,7 +144,7 @@ def _processed(logits_V: Row, sampler: Sampler) -> Row | Exception:
         return error
 
 
-def _no_choice(logits_V: Row, processed_V: Row) -> Exception:
+def no_choice(logits_V: Row, processed_V: Row) -> Exception:
     """Error for a processed row without a finite maximum: that of the masks if the model's own row has one."""
     if np.isneginf(processed_V.max()):
         if np.isfinite(logits_V.max()):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import InputError
+from pipelines.sampling.changes import LogitChanges
 from pipelines.sampling.processors import AllowedTokens
 
 if TYPE_CHECKING:
@@ -81,6 +82,14 @@ class Constraint(AllowedTokens):
         """
         self.mask()
         super().apply(logits_V)
+
+    def add_to(self, changes: LogitChanges) -> None:
+        """Restricts the row to the tokens that may come next.
+
+        Raises:
+            ConstraintError: The grammar can't be followed any further.
+        """
+        changes.restrict(self.mask())
 
     def accept(self, token: int) -> None:
         """Takes the token that was chosen.

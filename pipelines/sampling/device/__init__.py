@@ -1,0 +1,1 @@
+"""The choice of tokens by graphs, on the device that holds the logits."""
