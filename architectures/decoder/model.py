@@ -38,6 +38,7 @@ from pipelines.pipeline_model import (
 )
 from pipelines.sampling.log_probabilities import LogProbabilitiesMixin
 from pipelines.stages import NullStages, Stages
+from pipelines.timers import coarse_timers
 
 DECODER = "decoder"
 """Name of the graph for steps of text, which every decoder has."""
@@ -233,7 +234,11 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         return self._run(DECODER, self._completed(model_inputs))
 
     def _run(self, name: str, inputs: DecoderBuffers) -> ModelOutputs:
-        return ModelOutputs(*self.models[name].execute(*inputs.flatten()))
+        return ModelOutputs(*self._execute(name, *inputs.flatten()))
+
+    def _execute(self, name: str, *inputs: Buffer) -> Sequence[Buffer]:
+        with coarse_timers():
+            return self.models[name].execute(*inputs)
 
     def _completed(self, inputs: ModelInputs) -> DecoderBuffers:
         """Adds positions and RoPE tables to inputs that were made without them."""

@@ -103,7 +103,7 @@ class Gemma3MultimodalModel(Gemma3Model):
     def _kept_features(self, image: ImageSpan) -> Buffer:
         if image.image_hash not in self._features:
             assert image.pixel_values is not None
-            (features,) = self.models[VISION].execute(self._place(image.pixel_values[None]))
+            (features,) = self._execute(VISION, self._place(image.pixel_values[None]))
             self._features[image.image_hash] = features
         self._features.move_to_end(image.image_hash)
         if len(self._features) > NUM_KEPT_IMAGES:
