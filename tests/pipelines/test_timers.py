@@ -36,27 +36,28 @@ def test_threads_inherit_coarse_timers_and_the_caller_gets_its_own_back() -> Non
     assert slack_ns() == slack_of_a_new_thread() == before != SLACK_NS
 
 
-IDLE = """
-import sys, time
+STARTED = """
+import sys
 from pathlib import Path
 from pipelines import PipelineConfig, SamplingParams, load_pipeline
 
-def num_wakings():
-    statuses = (file.read_text() for file in Path("/proc/self/task").glob("*/status"))
-    return sum(int(status.rpartition("\\nvoluntary_ctxt_switches:")[2].split()[0]) for status in statuses)
+def threads():
+    return {file.name for file in Path("/proc/self/task").iterdir()}
 
 with load_pipeline(PipelineConfig(model=sys.argv[1])) as pipe:
+    before = threads()
     pipe.generate("x", SamplingParams(max_new_tokens=2))
-    time.sleep(0.2)  # MAX's threads spin for a while
-    before = num_wakings()
-    time.sleep(1)
-    print(num_wakings() - before)
+    print(*(Path(f"/proc/{number}/timerslack_ns").read_text() for number in threads() - before))
 """
 
 
 @pytest.mark.compiles
-def test_a_pipeline_that_waits_is_idle(checkpoints: Mapping[str, Path]) -> None:
-    """One thread that looks for something every SLACK_NS, and some that do ten times a second; 5,000 times before."""
-    command = [sys.executable, "-c", IDLE, str(checkpoints["demo"])]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
-    assert int(done.stdout) <= 3 * 1_000_000_000 // SLACK_NS
+def test_what_the_first_execution_starts_has_coarse_timers(checkpoints: Mapping[str, Path]) -> None:
+    """Not by how often they wake up: on a busy machine a timer that may be late is served with those of others."""
+    command = [sys.executable, "-c", STARTED, str(checkpoints["demo"])]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    if "PermissionError" in done.stderr:
+        pytest.skip("the timers of other threads are shown to root alone")
+    assert done.returncode == 0, done.stderr
+    slacks = [int(slack) for slack in done.stdout.split()]
+    assert slacks and all(slack == SLACK_NS for slack in slacks)
