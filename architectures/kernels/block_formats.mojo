@@ -80,31 +80,24 @@ def floats(source: Pointer[UInt8, _], offset: Int) -> Floats:
 
 
 @always_inline
-def scales_of[BLOCK_BYTES: Int, count: Int](blocks: Pointer[UInt8, _]) -> Floats:
-    """The float16 numbers at the beginning of `count` blocks."""
+def scales_of[BLOCK_BYTES: Int, count: Int, word: Int = 0](blocks: Pointer[UInt8, _]) -> Floats:
+    """The float16 number at this word of each of `count` blocks, then zeros."""
     var bits = SIMD[DType.uint16, count](0)
-    comptime for block in range(count):
-        bits[block] = blocks.unsafe_offset(block * BLOCK_BYTES).unsafe_bitcast[UInt16]().unsafe_load()
-    return widened(bitcast[DType.float16, count](bits).cast[DType.float32]())
-
-
-@always_inline
-def widened[count: Int](values: SIMD[DType.float32, count]) -> Floats:
+    comptime if IS_512 and count == 4:
+        bits = words_of[BLOCK_BYTES, word, 1](blocks).slice[count]()
+    else:
+        comptime for block in range(count):
+            var place = blocks.unsafe_offset(block * BLOCK_BYTES + 2 * word)
+            bits[block] = place.unsafe_bitcast[UInt16]().unsafe_load()
     var result = Floats(0)
-    comptime for i in range(count):
-        result[i] = values[i]
-    return result
+    return result.insert(bitcast[DType.float16, count](bits).cast[DType.float32]())
 
 
 @always_inline
 def nibbles_of[BLOCK_BYTES: Int](blocks: Pointer[UInt8, _]) -> Bytes:
     """The last 16 bytes of each of four blocks."""
     comptime if IS_512:
-        comptime rest = 4 * BLOCK_BYTES - 64
-        comptime mask = last_words[BLOCK_BYTES]()
-        var start = blocks.unsafe_bitcast[UInt16]().unsafe_load[width=32]()
-        var end = blocks.unsafe_offset(rest).unsafe_bitcast[UInt16]().unsafe_load[width=32]()
-        return bitcast[DType.uint8, 64](start.shuffle[mask](end))
+        return bitcast[DType.uint8, 64](words_of[BLOCK_BYTES, BLOCK_BYTES // 2 - 8, 8](blocks))
     else:
         var parts = Array[SIMD[DType.uint8, 16], 4](fill=SIMD[DType.uint8, 16](0))
         comptime for block in range(4):
@@ -112,21 +105,33 @@ def nibbles_of[BLOCK_BYTES: Int](blocks: Pointer[UInt8, _]) -> Bytes:
         return parts[0].join(parts[1]).join(parts[2].join(parts[3]))
 
 
-def last_words[BLOCK_BYTES: Int]() -> IndexList[32]:
-    """Places of the last 8 words of each of four blocks, in two vectors: the blocks' first 32 words and their last."""
+@always_inline
+def words_of[BLOCK_BYTES: Int, first: Int, count: Int](blocks: Pointer[UInt8, _]) -> SIMD[DType.uint16, 32]:
+    """The `count` words from `first` of each of four blocks, over and over: a shuffle of their first and last 32."""
+    comptime places = places_of[BLOCK_BYTES, first, count]()
+    var start = blocks.unsafe_bitcast[UInt16]().unsafe_load[width=32]()
+    var end = blocks.unsafe_offset(4 * BLOCK_BYTES - 64).unsafe_bitcast[UInt16]().unsafe_load[width=32]()
+    return start.shuffle[places](end)
+
+
+def places_of[BLOCK_BYTES: Int, first: Int, count: Int]() -> IndexList[32]:
     var places = IndexList[32]()
     for i in range(32):
-        var word = (i // 8 + 1) * BLOCK_BYTES // 2 - 8 + i % 8
+        var word = i // count % 4 * (BLOCK_BYTES // 2) + first + i % count
         places[i] = word if word < 32 else word - 2 * BLOCK_BYTES + 64
     return places
 
 
 @always_inline
-def fifth_bits[BLOCK_BYTES: Int, half: Int](first: Pointer[UInt8, _]) -> Bytes:
-    """16 where a bit is set, of half of the 32 bits at this place of each of four blocks."""
-    var words = SIMD[DType.uint32, 4](0)
-    comptime for block in range(4):
-        words[block] = first.unsafe_offset(block * BLOCK_BYTES).unsafe_bitcast[UInt32]().unsafe_load()
+def fifth_bits[BLOCK_BYTES: Int, word: Int, half: Int](blocks: Pointer[UInt8, _]) -> Bytes:
+    """16 where a bit is set, of half of the 32 bits at this word of each of four blocks."""
+    var words = SIMD[DType.uint16, 8](0)
+    comptime if IS_512:
+        words = words_of[BLOCK_BYTES, word, 2](blocks).slice[8]()
+    else:
+        comptime for i in range(8):
+            var place = blocks.unsafe_offset(i // 2 * BLOCK_BYTES + (word + i % 2) * 2)
+            words[i] = place.unsafe_bitcast[UInt16]().unsafe_load()
     var source = bitcast[DType.uint8, 16](words)
     var bytes = Bytes(0)
     var bits = Bytes(0)
@@ -217,7 +222,7 @@ struct Q4_1(BlockFormat):
         unit.values[0] = nibbles & 15
         unit.values[1] = nibbles >> 4
         unit.scales = scales_of[20, 4](blocks)
-        unit.minima = -scales_of[20, 4](blocks.unsafe_offset(2))
+        unit.minima = -scales_of[20, 4, 1](blocks)
         return unit^
 
 
@@ -243,8 +248,8 @@ struct Q5_0(BlockFormat):
     def unpack(blocks: Pointer[UInt8, _]) -> Unit:
         var unit = Unit()
         var nibbles = nibbles_of[22](blocks)
-        unit.values[0] = (nibbles & 15) | fifth_bits[22, 0](blocks.unsafe_offset(2))
-        unit.values[1] = (nibbles >> 4) | fifth_bits[22, 1](blocks.unsafe_offset(2))
+        unit.values[0] = (nibbles & 15) | fifth_bits[22, 1, 0](blocks)
+        unit.values[1] = (nibbles >> 4) | fifth_bits[22, 1, 1](blocks)
         unit.scales = scales_of[22, 4](blocks)
         return unit^
 
@@ -271,8 +276,8 @@ struct Q5_1(BlockFormat):
     def unpack(blocks: Pointer[UInt8, _]) -> Unit:
         var unit = Unit()
         var nibbles = nibbles_of[24](blocks)
-        unit.values[0] = (nibbles & 15) | fifth_bits[24, 0](blocks.unsafe_offset(4))
-        unit.values[1] = (nibbles >> 4) | fifth_bits[24, 1](blocks.unsafe_offset(4))
+        unit.values[0] = (nibbles & 15) | fifth_bits[24, 2, 0](blocks)
+        unit.values[1] = (nibbles >> 4) | fifth_bits[24, 2, 1](blocks)
         unit.scales = scales_of[24, 4](blocks)
-        unit.minima = -scales_of[24, 4](blocks.unsafe_offset(2))
+        unit.minima = -scales_of[24, 4, 1](blocks)
         return unit^

@@ -25,6 +25,8 @@ comptime MAX_ROWS = 2 * MR
 struct Columns[F: BlockFormat](Movable):
     """A unit of each of 16 rows: vectors of their words in the unit's order, and of their groups' scales and minima."""
 
+    comptime IS_NIBBLES = Self.F.LIMIT <= 15
+
     var words: Array[Floats, Self.F.UNIT // 4]
     var scales: Array[Floats, COLUMNS]
     var minima: Array[Floats, COLUMNS]
@@ -45,17 +47,25 @@ struct Columns[F: BlockFormat](Movable):
                     start.unsafe_offset(next + line)
                 )
             var unit = Self.F.unpack(start)
-            comptime for v in range(Self.F.UNIT // 64):
-                self.words[v * COLUMNS + row] = bitcast[DType.float32, 16](unit.values[v])
+            comptime for v in range(0, Self.F.UNIT // 64, 2 if Self.IS_NIBBLES else 1):
+                var bytes = unit.values[v]
+                comptime if Self.IS_NIBBLES:
+                    bytes |= unit.values[v + 1] << 4
+                self.words[v * COLUMNS + row] = bitcast[DType.float32, 16](bytes)
             self.scales[row] = unit.scales
             self.minima[row] = unit.minima
-        comptime for v in range(Self.F.UNIT // 64):
+        comptime for v in range(0, Self.F.UNIT // 64, 2 if Self.IS_NIBBLES else 1):
             var square = Array[Floats, COLUMNS](uninitialized=True)
             comptime for row in range(COLUMNS):
                 square[row] = self.words[v * COLUMNS + row]
             transpose[COLUMNS](square)
             comptime for word in range(COLUMNS):
-                self.words[v * COLUMNS + word] = square[word]
+                comptime if Self.IS_NIBBLES:
+                    var bytes = bitcast[DType.uint8, 64](square[word])
+                    self.words[v * COLUMNS + word] = bitcast[DType.float32, 16](bytes & 15)
+                    self.words[(v + 1) * COLUMNS + word] = bitcast[DType.float32, 16](bytes >> 4)
+                else:
+                    self.words[v * COLUMNS + word] = square[word]
         transpose[COLUMNS](self.scales)
         comptime if Self.F.HAS_MINIMA:
             transpose[COLUMNS](self.minima)
