@@ -1,4 +1,3 @@
-from .activations import *
 from .attention import *
 from .bfloat16 import *
 from .block_matmul import *

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from max.dtype import DType
-from max.graph import TensorType, TensorValue, ops
+from max.graph import TensorValue, ops
 
 Activation = Callable[[TensorValue], TensorValue]
 
@@ -35,9 +35,6 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 """Activation functions by their names in config.json."""
 
-GATED_KERNELS = ("gelu_pytorch_tanh", "silu")
-"""Those that our kernel for CPU has."""
-
 
 def gated(x: TensorValue, activation: str) -> TensorValue:
     """Computes activation(gate) * up for x [T, F of gate and F of up]: [T, F].
@@ -47,9 +44,5 @@ def gated(x: TensorValue, activation: str) -> TensorValue:
         activation: Name in `ACTIVATIONS`.
     """
     half = int(x.shape[1]) // 2
-    if x.device.is_cpu() and activation in GATED_KERNELS:
-        y = TensorType(x.dtype, [x.shape[0], half], x.device)
-        name, parameters = "graph_pipelines.gated_activation", {"activation": activation}
-        return ops.custom(name, x.device, [x], [y], parameters)[0].tensor
     gate, up = ops.split(x, [half, half], axis=1)
     return ACTIVATIONS[activation](gate) * up
