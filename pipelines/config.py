@@ -45,7 +45,7 @@ class PipelineConfig:
     max_batch_tokens: int | None = None  # tokens of one step, prefill chunks and decodes together
     kv_cache_memory: int | None = None  # bytes; None: as the requests need, within a share of the free memory
     device_memory_utilization: float = 0.9  # of each GPU's memory; the rest stays free
-    kv_cache_dtype: str = AUTO  # AUTO: float32 on CPU, the activations' type on GPU, which knows no other
+    kv_cache_dtype: str = AUTO  # AUTO: that of the activations, which GPUs want; bfloat16 if products round to int8
     enable_prefix_caching: bool = False
     enable_weight_cache: bool = True  # keeps weights that are quantized while loading for the next start
     artifacts: str | None = None  # a folder of graphs compiled ahead of time; None: they are compiled now

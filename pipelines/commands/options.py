@@ -85,7 +85,8 @@ _MODEL_OPTIONS = (
         type=click.Choice(KV_CACHE_DTYPES),
         default=AUTO,
         show_default=True,
-        help="Type of keys and values: int8 takes a quarter of float32.  [auto: float32 on CPU]",
+        help="Type of keys and values: int8 takes a quarter of float32.  [auto: float32 on CPU, bfloat16 where "
+        "products round activations to int8]",
     ),
     click.option(
         "--generation-config",

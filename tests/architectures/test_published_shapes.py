@@ -294,20 +294,25 @@ def test_activations_are_float32_on_cpu_whatever_the_weights_are(
 
 
 @pytest.mark.parametrize(
-    ("devices", "kv_cache_dtype", "dtype"),
+    ("fields", "dtype"),
     [
-        ("cpu", "auto", DType.float32),
-        ("cpu", "bfloat16", DType.bfloat16),
-        ("cpu", "int8", DType.int8),
-        ("gpu", "auto", DType.bfloat16),
-        ("gpu", "bfloat16", DType.bfloat16),
+        ({"devices": "cpu"}, DType.float32),
+        ({"devices": "cpu", "kv_cache_dtype": "bfloat16"}, DType.bfloat16),
+        ({"devices": "cpu", "kv_cache_dtype": "int8"}, DType.int8),
+        ({"devices": "cpu", "quantization_encoding": "bfloat16", "activation_encoding": "bfloat16"}, DType.float32),
+        ({"devices": "cpu", "quantization_encoding": "q4_0"}, DType.bfloat16),
+        ({"devices": "cpu", "quantization_encoding": "q4_0", "activation_encoding": "float32"}, DType.float32),
+        ({"devices": "cpu", "quantization_encoding": "q4_0", "kv_cache_dtype": "float32"}, DType.float32),
+        ({"devices": "gpu"}, DType.bfloat16),
+        ({"devices": "gpu", "kv_cache_dtype": "bfloat16"}, DType.bfloat16),
     ],
+    ids=str,
 )
-def test_the_type_of_the_cache(devices: str, kv_cache_dtype: str, dtype: DType) -> None:
+def test_the_type_of_the_cache(fields: dict[str, str], dtype: DType) -> None:
     """All groups have it, and on CPU a graph reads and writes it."""
     folder = FOLDERS[GEMMA_4]
     architecture = architecture_of(folder)
-    run = PipelineConfig(model=str(folder), devices=devices, kv_cache_dtype=kv_cache_dtype)
+    run = PipelineConfig(model=str(folder), **fields)  # type: ignore[arg-type]
     config = architecture.config.initialize_from_config(run, AutoConfig.from_pretrained(folder))
     assert {group.dtype for group in config.get_kv_params().groups} == {dtype}
     config.finalize(AutoConfig.from_pretrained(folder), state_dict_of(folder), "last_token")
