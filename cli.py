@@ -12,6 +12,13 @@ from typing import Any
 
 import click
 
+from pipelines.commands.benchmark_options import (
+    LOCAL_OPTIONS,
+    SERVER_OPTIONS,
+    SHARED_OPTIONS,
+    BenchmarkCommand,
+    refuse_given,
+)
 from pipelines.commands.options import CHAT_TEMPLATE, config_of, model_options, take
 from pipelines.commands.streams import OutputError, open_standard_streams
 from pipelines.errors import InputError
@@ -200,85 +207,8 @@ def serve(**options: Any) -> None:
     serve_from_console(config_of(options), **serving)
 
 
-class _BenchmarkCommand(click.Command):
-    """Shows the options of its two modes apart."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the sections of the help text."""
-        sections: dict[str, list[tuple[str, str]]] = {"A model in this process": [], "A server": [], "Both": []}
-        for option in self.get_params(context):
-            is_shared = option.name in (*_SHARED_OPTIONS, "help")
-            section = (
-                "Both" if is_shared else "A server" if option.name in _SERVER_OPTIONS else "A model in this process"
-            )
-            if record := option.get_help_record(context):
-                sections[section].append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-@commands.command(cls=_BenchmarkCommand)
+@commands.command(cls=BenchmarkCommand)
 @model_options
-@click.option(
-    "--prompt-length", "prompt_lengths", type=int, multiple=True, metavar="N", help="Tokens; 0: none.  [default: 512]"
-)
-@click.option(
-    "--generate-length",
-    "generate_lengths",
-    type=int,
-    multiple=True,
-    metavar="N",
-    help="New tokens, one a step; 0: none.  [default: 128]",
-)
-@click.option("--depth", "depths", type=int, multiple=True, metavar="N", help="Tokens before.  [default: 0]")
-@click.option("--batch-size", "batch_sizes", type=int, multiple=True, metavar="N", help="Rows.  [default: 1]")
-@click.option("--repetitions", type=int, default=5, show_default=True, help="Of each test, after a warm-up.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="The table in Markdown.")
-@click.option(
-    "--url",
-    help="Its address, with or without /v1. --model is then the name that requests carry.  [default: the first of GET"
-    " /v1/models]",
-)
-@click.option("--api-key", envvar="PIPELINES_API_KEY", help="The key that the server asks for.")
-@click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", show_default=True)
-@click.option("--num-requests", type=int, help="[default: 100, or those of --prompts]")
-@click.option(
-    "--request-rate",
-    type=float,
-    default=float("inf"),
-    show_default=True,
-    metavar="PER_SECOND",
-    help="Mean of Poisson arrivals; latencies count from when a request was due.",
-)
-@click.option("--concurrency", type=int, help="Requests in flight, at most.  [default: no limit]")
-@click.option("--prompt-tokens", default="256", show_default=True, metavar="N|LOW:HIGH", help="Of random prompts.")
-@click.option("--output-tokens", default="128", show_default=True, metavar="N|LOW:HIGH")
-@click.option(
-    "--prompts",
-    "prompts_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A text a line, or JSONL: a string, or an object with prompt and output_tokens.",
-)
-@click.option(
-    "--shared-prefix-tokens",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Tokens that all random prompts begin with, in addition to --prompt-tokens.",
-)
-@click.option(
-    "--seed", type=int, help="Of prompts, lengths and arrivals.  [default: 0; for a server another each time]"
-)
-@click.option("--warmup", "num_warmup", type=int, default=1, show_default=True, help="Requests before the load.")
-@click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Answers of full length.")
-@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, metavar="SECONDS")
-@click.option("--extra-body", metavar="JSON", help="Fields to add to each request; null removes one.")
-@click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw into a .png or .svg file."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
 @click.pass_context
 def benchmark(context: click.Context, /, **options: Any) -> None:
     """Measure a model in this process, or, with --url, an OpenAI-compatible server.
@@ -289,21 +219,17 @@ def benchmark(context: click.Context, /, **options: Any) -> None:
     from pipelines.commands.benchmark import benchmark_to_console
     from pipelines.commands.benchmark_local import benchmark_model_to_console
 
-    server, shared = take(options, *_SERVER_OPTIONS), take(options, *_SHARED_OPTIONS)
+    server, shared = take(options, *SERVER_OPTIONS), take(options, *SHARED_OPTIONS)
     if server["url"] is None:
-        _refuse_given(context, _SERVER_OPTIONS, "is for a server: give --url too, or leave it out")
-        local = take(options, *_LOCAL_OPTIONS)
+        refuse_given(context, SERVER_OPTIONS, "is for a server: give --url too, or leave it out")
+        local = take(options, *LOCAL_OPTIONS)
         seed, as_json = shared.pop("seed"), shared.pop("as_json")
         benchmark_model_to_console(config_of(options | shared), seed=seed, as_json=as_json, **local)
         return
-    _refuse_given(context, tuple(options), "is for a model in this process: leave out it or --url")
+    refuse_given(context, tuple(options), "is for a model in this process: leave out it or --url")
     server["extra_body"] = _json_object("--extra-body", server["extra_body"])
     if code := benchmark_to_console(**server, **shared):
         raise click.exceptions.Exit(code)
-
-
-# Lengths and batch size follow from the tests, and nothing is sampled.
-benchmark.params = [p for p in benchmark.params if p.name not in ("max_length", "max_batch_size", "generation_config")]
 
 
 @commands.command(name="compile")
@@ -385,35 +311,6 @@ _SERVE_OPTIONS = (
     "log_level",
     "log_format",
 )
-
-
-_SHARED_OPTIONS = ("model", "seed", "as_json")
-_LOCAL_OPTIONS = ("prompt_lengths", "generate_lengths", "depths", "batch_sizes", "repetitions", "as_markdown")
-_SERVER_OPTIONS = (
-    "url",
-    "api_key",
-    "endpoint",
-    "num_requests",
-    "request_rate",
-    "concurrency",
-    "prompt_tokens",
-    "output_tokens",
-    "prompts_file",
-    "shared_prefix_tokens",
-    "num_warmup",
-    "ignore_eos",
-    "timeout_s",
-    "extra_body",
-    "plot_file",
-)
-
-
-def _refuse_given(context: click.Context, names: tuple[str, ...], reason: str) -> None:
-    """Refuses the first of these options that the command line has; the environment may have any."""
-    for option in context.command.params:
-        is_given = context.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
-        if is_given and option.name in names:
-            raise InputError(f"{option.opts[0]} {reason}")
 
 
 def _json_object(option: str, text: str | None) -> dict[str, Any]:

@@ -41,7 +41,8 @@ Prompts = list[list[int]]
 
 def ours(prompts: Prompts, model: Path | None = None, **settings: str) -> Logits:
     """Our logits of all positions, [T, V]."""
-    with load_pipeline(PipelineConfig(None if model is None else str(model), **settings)) as pipe:  # type: ignore[arg-type]
+    config = PipelineConfig(None if model is None else str(model), kv_cache_dtype="float32", **settings)  # type: ignore[arg-type]
+    with load_pipeline(config) as pipe:
         return np.concatenate([logits for prompt in prompts for _, logits in pipe.logit_slabs(prompt)])
 
 

@@ -74,11 +74,6 @@ class LogitChanges:
         self.allowed = allowed
 
     @property
-    def has_penalties(self) -> bool:
-        """Whether more than masks changes the row."""
-        return self.seen is not None or bool(self._edits)
-
-    @property
     def edits(self) -> Edits:
         """All edits, those of one token together."""
         if len(self._edits) == 1:

@@ -100,7 +100,7 @@ class Sampler:
         return logits_V
 
     def changes(self, vocab_size: int) -> LogitChanges | None:
-        """What `processed` would do to the next row, for a sampler on a device; None if nothing.
+        """Returns the changes that `processed` would make to the next row, for a sampler on a device; None if none.
 
         Raises:
             Exception: That of a processor, as `processed` would raise it.

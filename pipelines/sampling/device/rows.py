@@ -20,7 +20,7 @@ _FIRST_OF_KEPT = math.nextafter(1.0, 0.0)
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """What is wanted of one row of logits; by default the likeliest token of the model's own.
+    """The choice to make from one row of logits; by default the likeliest token of the model's own.
 
     uniform: the random number of the choice, in [0, 1). changes: those to the logits; None: none. num_top: log
     probabilities of the chosen token and so many of the likeliest; None: none. error: why no token can be chosen.

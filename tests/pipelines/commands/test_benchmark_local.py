@@ -18,6 +18,7 @@ from pipelines.benchmark.local_report import LocalReport, LocalResult
 from pipelines.benchmark.local_rows import pages_needed
 from pipelines.benchmark.local_settings import LocalSettings, LocalTest
 from pipelines.benchmark.machine import Machine
+from pipelines.commands.benchmark_options import LOCAL_OPTIONS
 from pipelines.errors import InputError
 from pipelines.stages import NullStages
 
@@ -119,8 +120,8 @@ def test_the_warm_up_is_short_and_at_the_same_depth() -> None:
 
 def test_the_page_has_the_options_and_the_columns() -> None:
     text = PAGE.read_text()
-    local = [p for p in cli.benchmark.params if p.name in cli._LOCAL_OPTIONS]
-    assert len(local) == len(cli._LOCAL_OPTIONS)
+    local = [p for p in cli.benchmark.params if p.name in LOCAL_OPTIONS]
+    assert len(local) == len(LOCAL_OPTIONS)
     assert not [option.opts[0] for option in local if f"`{option.opts[0]}`" not in text]
     results = [
         LocalResult(LocalTest("prompt", 1, 0, 1), [[1.0]], num_operations=1.0),

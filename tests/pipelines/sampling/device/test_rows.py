@@ -1,4 +1,4 @@
-"""What the device's sampler is told of its rows."""
+"""Rows of a step as the device's sampler takes them."""
 
 from __future__ import annotations
 
