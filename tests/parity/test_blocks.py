@@ -60,7 +60,7 @@ def test_int8_activations_are_rounded_by_groups_and_summed_exactly(
 
     That happens to about one activation in 100,000, and seven tokens have some 50,000.
     """
-    pipe, reference = load(MODEL, max_batch_tokens=1024), references[MODEL]
+    pipe, reference = load(MODEL, max_batch_tokens=1024, kv_cache_dtype="float32"), references[MODEL]
     prompts = [random_tokens(length, reference.vocab_size, seed) for seed in range(10) for length in (1, 7)]
     num_equal = 0
     for tokens, ours in zip(prompts, pipe.logits(prompts), strict=True):
