@@ -1,4 +1,4 @@
-"""Rotary position embeddings of queries and keys, and the storing of keys and values in pages, on CPU.
+"""Norms and rotary position embeddings of queries and keys, and the storing of keys and values in pages, on CPU.
 
 T tokens in B rows, N query heads and K kv heads of H values.
 """
@@ -8,7 +8,7 @@ from extensibility import InputTensor, OutputTensor
 from extensibility import _MutableInputTensor as MutableInputTensor
 from max.algorithm import parallelize
 from max.gpu.host import DeviceContext
-from std.math import ceildiv
+from std.math import ceildiv, sqrt
 from std.sys.info import num_physical_cores
 
 from .pages import HAS_SCALES, LayerPages
@@ -45,31 +45,94 @@ struct RopeSplitStore:
 
         freqs_cis: [positions, H], cosine and sine of each pair. position_ids: [1, T].
         """
-        var layer_pages = LayerPages(
-            memory=pages.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-            table=lookup_table.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-            table_width=lookup_table.dim_size(1),
-            num_layers=pages.dim_size(2),
-            layer=Int(layer),
-            page_size=pages.dim_size(3),
-            num_heads=pages.dim_size(4),
-            row_size=pages.dim_size(5),
-        )
+        var unused = qkv.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         rotate_and_store(
-            Rotation(
-                q=q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                x=qkv.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                freqs=freqs_cis.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                positions=position_ids.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                width=qkv.dim_size(1),
-                num_heads=q.dim_size(1),
-                head_size=q.dim_size(2),
-            ),
-            layer_pages,
+            rotation_of(q, qkv, freqs_cis, position_ids),
+            Norms(unused, unused, 0, 0, False, False),
+            pages_of(pages, lookup_table, layer),
             row_offsets.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             cache_lengths.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             cache_lengths.dim_size(0),
         )
+
+
+@extensibility.register("graph_pipelines.norm_rope_split_store")
+struct NormRopeSplitStore:
+    @staticmethod
+    def execute[
+        dtype: DType, target: StaticString
+    ](
+        q: OutputTensor[dtype=DType.float32, rank=3, ...],
+        qkv: InputTensor[dtype=DType.float32, rank=2, ...],
+        row_offsets: InputTensor[dtype=DType.uint32, rank=1, ...],
+        freqs_cis: InputTensor[dtype=DType.float32, rank=2, ...],
+        position_ids: InputTensor[dtype=DType.uint32, rank=2, ...],
+        pages: MutableInputTensor[dtype=dtype, rank=6, ...],
+        lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
+        cache_lengths: InputTensor[dtype=DType.uint32, rank=1, ...],
+        layer: UInt32,
+        q_norm: InputTensor[dtype=DType.float32, rank=1, ...],
+        k_norm: InputTensor[dtype=DType.float32, rank=1, ...],
+        weight_offset: Float32,
+        epsilon: Float32,
+        has_v_norm: Int32,
+        ctx: DeviceContext,
+    ) raises:
+        """The same with heads of queries and keys that are normalized first, by the weights [H] plus the offset.
+
+        has_v_norm: whether values are normalized too, without a weight. In qkv [T, (N + K) * H] keys are values too.
+        """
+        rotate_and_store(
+            rotation_of(q, qkv, freqs_cis, position_ids),
+            Norms(
+                q_norm.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                k_norm.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                weight_offset,
+                epsilon,
+                True,
+                has_v_norm != 0,
+            ),
+            pages_of(pages, lookup_table, layer),
+            row_offsets.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            cache_lengths.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            cache_lengths.dim_size(0),
+        )
+
+
+def rotation_of(
+    q: OutputTensor[dtype=DType.float32, rank=3, ...],
+    x: InputTensor[dtype=DType.float32, rank=2, ...],
+    freqs_cis: InputTensor[dtype=DType.float32, rank=2, ...],
+    position_ids: InputTensor[dtype=DType.uint32, rank=2, ...],
+) -> Rotation:
+    return Rotation(
+        q=q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        x=x.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        freqs=freqs_cis.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        positions=position_ids.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        width=x.dim_size(1),
+        num_heads=q.dim_size(1),
+        head_size=q.dim_size(2),
+    )
+
+
+def pages_of[
+    dtype: DType
+](
+    pages: MutableInputTensor[dtype=dtype, rank=6, ...],
+    lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
+    layer: UInt32,
+) -> LayerPages[dtype]:
+    return LayerPages(
+        memory=pages.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        table=lookup_table.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        table_width=lookup_table.dim_size(1),
+        num_layers=pages.dim_size(2),
+        layer=Int(layer),
+        page_size=pages.dim_size(3),
+        num_heads=pages.dim_size(4),
+        row_size=pages.dim_size(5),
+    )
 
 
 @extensibility.register("graph_pipelines.rope")
@@ -95,8 +158,10 @@ struct Rope:
             head_size=x.dim_size(2),
         )
 
+        var norms = Norms(rotation.x, rotation.x, 0, 0, False, False)
+
         def task(token: Int) {imm}:
-            rotation.rotate_queries(token)
+            rotation.rotate_queries(token, norms)
 
         for_tokens(task, x.dim_size(0), rotation.width)
 
@@ -113,15 +178,16 @@ struct Rotation(ImplicitlyCopyable):
     var num_heads: Int
     var head_size: Int
 
-    def rotate_queries(self, token: Int):
+    def rotate_queries(self, token: Int, norms: Norms):
         var source = self.x.unsafe_offset(token * self.width)
         var target = self.q.unsafe_offset(token * self.num_heads * self.head_size)
         for n in range(0, self.num_heads * self.head_size, self.head_size):
-            self.rotate(target.unsafe_offset(n), source.unsafe_offset(n), token)
+            var head = target.unsafe_offset(n)
+            self.rotate(head, norms.of_queries(head, source.unsafe_offset(n), self.head_size), token)
 
     @always_inline
     def rotate(self, target: Floats, source: Floats, token: Int):
-        """One head: value i and value i + H / 2 are a pair."""
+        """One head, in place or not: value i and value i + H / 2 are a pair."""
         var position = Int(self.positions.unsafe_offset(token).unsafe_load())
         var freqs = self.freqs.unsafe_offset(position * self.head_size)
         var half = self.head_size // 2
@@ -137,6 +203,7 @@ def rotate_and_store[
     dtype: DType
 ](
     rotation: Rotation,
+    norms: Norms,
     pages: LayerPages[dtype],
     row_offsets: Pointer[UInt32, MutUntrackedOrigin],
     lengths: Pointer[UInt32, MutUntrackedOrigin],
@@ -144,6 +211,7 @@ def rotate_and_store[
 ):
     """Each token's heads, on whatever core."""
     var H = rotation.head_size
+    var has_values = rotation.width // H > rotation.num_heads + pages.num_heads
 
     def task(token: Int) {imm}:
         var memory = uninitialized(H)
@@ -152,16 +220,70 @@ def rotate_and_store[
         var start = Int(row_offsets.unsafe_offset(row).unsafe_load())
         var position = Int(lengths.unsafe_offset(row).unsafe_load()) + token - start
         var keys = rotation.x.unsafe_offset(token * rotation.width + rotation.num_heads * H)
-        rotation.rotate_queries(token)
+        rotation.rotate_queries(token, norms)
         for k in range(pages.num_heads):
             var offset = 0
             pages.find(Pointer(to=offset), row, k, position, 1)
-            rotation.rotate(head, keys.unsafe_offset(k * H), token)
+            var key = keys.unsafe_offset(k * H)
+            rotation.rotate(head, norms.of_keys(head, key, H), token)
             store_head(pages.memory.unsafe_offset(offset), head, H)
-            store_head(pages.values().unsafe_offset(offset), keys.unsafe_offset((pages.num_heads + k) * H), H)
+            var value = keys.unsafe_offset((pages.num_heads + k) * H) if has_values else key
+            store_head(pages.values().unsafe_offset(offset), norms.of_values(head, value, H), H)
         _ = memory^
 
     for_tokens(task, Int(row_offsets.unsafe_offset(num_rows).unsafe_load()), rotation.width)
+
+
+@fieldwise_init
+struct Norms(ImplicitlyCopyable):
+    """Root mean square norms of heads: of queries and keys with weights [H], of values without."""
+
+    var query_weights: Floats
+    var key_weights: Floats
+    var weight_offset: Float32
+    var epsilon: Float32
+    var has_queries_and_keys: Bool
+    var has_values: Bool
+
+    @always_inline
+    def of_queries(self, target: Floats, head: Floats, H: Int) -> Floats:
+        """The normalized head, which is written to the target; the head itself where queries have no norm."""
+        if not self.has_queries_and_keys:
+            return head
+        self.normalize(target, head, H)
+        self.multiply(target, self.query_weights, H)
+        return target
+
+    @always_inline
+    def of_keys(self, target: Floats, head: Floats, H: Int) -> Floats:
+        if not self.has_queries_and_keys:
+            return head
+        self.normalize(target, head, H)
+        self.multiply(target, self.key_weights, H)
+        return target
+
+    @always_inline
+    def of_values(self, target: Floats, head: Floats, H: Int) -> Floats:
+        if not self.has_values:
+            return head
+        self.normalize(target, head, H)
+        return target
+
+    @always_inline
+    def normalize(self, target: Floats, head: Floats, H: Int):
+        var squares = Step(0)
+        for h in range(0, H, STEP):
+            var values = head.unsafe_offset(h).unsafe_load[width=STEP]()
+            squares = values.fma(values, squares)
+        var factor = 1 / sqrt(squares.reduce_add() / Float32(H) + self.epsilon)
+        for h in range(0, H, STEP):
+            target.unsafe_offset(h).unsafe_store(head.unsafe_offset(h).unsafe_load[width=STEP]() * Step(factor))
+
+    @always_inline
+    def multiply(self, head: Floats, weights: Floats, H: Int):
+        for h in range(0, H, STEP):
+            var weight = weights.unsafe_offset(h).unsafe_load[width=STEP]() + Step(self.weight_offset)
+            head.unsafe_offset(h).unsafe_store(head.unsafe_offset(h).unsafe_load[width=STEP]() * weight)
 
 
 def row_of(token: Int, row_offsets: Pointer[UInt32, _], num_rows: Int) -> Int:

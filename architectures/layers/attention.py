@@ -11,7 +11,13 @@ from max.nn.kv_cache import PagedCacheValues
 
 from architectures.layers.linear import column_parallel, row_parallel
 from architectures.layers.norm import RMSNorm
-from architectures.layers.paged_attention import paged_attention, rotate, rotate_and_store
+from architectures.layers.paged_attention import (
+    HeadNorms,
+    norm_rotate_and_store,
+    paged_attention,
+    rotate,
+    rotate_and_store,
+)
 from architectures.layers.weights import Partial, Replicated, Sharded, WeightTable
 from kv_cache import PageGroup
 from pipelines.loading.weight_spec import WeightSource
@@ -43,7 +49,7 @@ class Attention:
     scale: the factor of the scores.
     bias: whether the projections have biases.
     qk_norm: the norm of queries and keys (QK-norm), head by head, before RoPE.
-    v_norm: the norm of values, without a weight.
+    v_norm: the norm of values, without a weight, with the epsilon of qk_norm.
     has_values: whether values have a projection; otherwise they are the keys before norm and RoPE.
     bidirectional: whether a token sees all tokens of its chunk, or only those before it.
     """
@@ -77,11 +83,10 @@ class Attention:
         layer = ops.constant(index, DType.uint32, DeviceRef.CPU())
         attended = []
         for i, (shard, norms) in enumerate(zip(qkv, self._norm_weights(weights, name, sources), strict=True)):
-            heads = self._normalize(shard, num_heads, norms)
             if stores:
-                q = self._rotate_and_store(heads, i, num_heads["q"], layer, batch)
+                q = self._rotate_and_store(shard, norms, i, num_heads, layer, batch)
             else:
-                q = self._rotate(heads, i, batch)
+                q = self._rotate(self._normalize(shard, num_heads, norms), i, batch)
             attended.append(self._attend(q, i, layer, batch))
         width = self.num_heads * self.group.head_dim
         out = WeightSource(f"{name}.o_proj.weight", (self.hidden_size, width), axis=1, units=self.num_heads)
@@ -123,19 +128,28 @@ class Attention:
         return ops.concat(list(heads.values()), axis=1) if len(heads) > 1 else heads["q"]
 
     def _rotate_and_store(
-        self, qkv_TNH: TensorValue, device: int, num_heads: int, layer: TensorValue, batch: RaggedBatch
+        self,
+        qkv: TensorValue,
+        norms: Mapping[str, TensorValue],
+        device: int,
+        num_heads: Mapping[str, int],
+        layer: TensorValue,
+        batch: RaggedBatch,
     ) -> TensorValue:
-        """Rotates queries and keys, stores keys and values, and returns the queries [T, N, H]."""
-        return rotate_and_store(
-            self.group,
-            qkv_TNH,
+        """Normalizes heads, rotates queries and keys, stores keys and values, and returns the queries [T, N, H]."""
+        where = (
             batch.row_offsets[device],
             batch.freqs_cis[self.group.name][device],
             batch.position_ids[device],
             batch.pages[self.group.name][device],
             layer,
-            num_heads,
+            num_heads["q"],
         )
+        if self.qk_norm is None or not qkv.device.is_cpu():
+            return rotate_and_store(self.group, self._normalize(qkv, num_heads, norms), *where)
+        norm = self.qk_norm
+        head_norms = HeadNorms(norms["q"], norms["k"], norm.weight_offset, norm.epsilon, self.v_norm is not None)
+        return norm_rotate_and_store(self.group, qkv, head_norms, *where)
 
     def _rotate(self, q_TNH: TensorValue, device: int, batch: RaggedBatch) -> TensorValue:
         return rotate(q_TNH, batch.freqs_cis[self.group.name][device], batch.position_ids[device])

@@ -5,6 +5,8 @@ Ours are compiled once for all masks and sizes, which are arguments; and they kn
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 from max.nn.attention import MHAMaskVariant
@@ -22,6 +24,17 @@ MASKS = {
 """Masks by (is bidirectional, is sliding)."""
 HEAD_DIMS = range(16, 513, 16)
 """Sizes of a head that our kernels compute: whole vectors, up to the width of their blocks."""
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """Norms of heads: of queries and keys with weights [H], to which an offset is added; of values without."""
+
+    queries: TensorValue
+    keys: TensorValue
+    weight_offset: float
+    epsilon: float
+    has_values: bool
 
 
 def paged_attention(
@@ -102,6 +115,35 @@ def rotate_and_store(
     values = [qkv, row_offsets, freqs_cis, position_ids, *_memory(pages), layer]
     q_type = TensorType(qkv.dtype, [num_tokens, num_heads, head_dim], device)
     return ops.inplace_custom("graph_pipelines.rope_split_store", device, values, [q_type])[0].tensor
+
+
+def norm_rotate_and_store(
+    group: PageGroup,
+    qkv: TensorValue,
+    norms: HeadNorms,
+    row_offsets: TensorValue,
+    freqs_cis: TensorValue,
+    position_ids: TensorValue,
+    pages: PagedCacheValues,
+    layer: TensorValue,
+    num_heads: int,
+) -> TensorValue:
+    """The same on CPU with heads that are normalized first; without values [T, (num_heads + kv heads) * H], keys are.
+
+    Args:
+        norms: Of queries, keys and values.
+    """
+    host = DeviceRef.CPU()
+    arguments = [
+        norms.queries,
+        norms.keys,
+        ops.constant(norms.weight_offset, DType.float32, host),
+        ops.constant(norms.epsilon, DType.float32, host),
+        ops.constant(int(norms.has_values), DType.int32, host),
+    ]
+    values = [qkv, row_offsets, freqs_cis, position_ids, *_memory(pages), layer, *arguments]
+    q_type = TensorType(qkv.dtype, [qkv.shape[0], num_heads, group.head_dim], qkv.device)
+    return ops.inplace_custom("graph_pipelines.norm_rope_split_store", qkv.device, values, [q_type])[0].tensor
 
 
 def rotate(x_TNH: TensorValue, freqs_cis: TensorValue, position_ids: TensorValue) -> TensorValue:
