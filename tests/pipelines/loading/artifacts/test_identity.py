@@ -41,7 +41,14 @@ def changed(**settings: Any) -> set[str]:
         ({"quantization_encoding": "bfloat16"}, set()),
         ({"head_encoding": "bfloat16"}, set()),
         ({"head_encoding": "float32"}, {"head_encoding"}),
-        ({"quantization_encoding": "q8_0"}, {"quantization_encoding", "head_encoding", "activation_encoding"}),
+        (
+            {"quantization_encoding": "q8_0"},
+            {"quantization_encoding", "head_encoding", "activation_encoding", "kv_cache_dtype"},
+        ),
+        (
+            {"quantization_encoding": "q8_0", "activation_encoding": "float32"},
+            {"quantization_encoding", "head_encoding"},
+        ),
         ({"kv_cache_dtype": "float32"}, set()),
         ({"kv_cache_dtype": "int8"}, {"kv_cache_dtype"}),
         ({"max_length": 64, "max_batch_size": 2, "max_batch_tokens": 128, "kv_cache_memory": 2**24}, set()),
