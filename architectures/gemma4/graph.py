@@ -41,7 +41,7 @@ class Gemma4:
                 scale=1.0,
                 bias=config.attention_bias,
                 qk_norm=self.norm,
-                v_norm=self.norm,
+                normalizes_values=True,
                 has_values=not (config.attention_k_eq_v and group.name == FULL),
             )
             for group in config.get_kv_params().groups

@@ -126,10 +126,10 @@ def multiply_keys[
     var H = call.head_size
     for key in range(0, count, NR):
         for n in range(min(NR, count - key)):
-            var row = call.pages.memory.unsafe_offset(scratch.offsets[key + n])
+            var row = call.pages.keys.unsafe_offset(scratch.offsets[key + n])
             widen(tile.unsafe_offset(n * STRIDE), row, H)
             comptime if dtype == HAS_SCALES:
-                var values = call.pages.values().unsafe_offset(scratch.offsets[key + n])
+                var values = call.pages.values.unsafe_offset(scratch.offsets[key + n])
                 scratch.scales[key + n] = scale_of(row, H)
                 scratch.scales[KEYS + key + n] = scale_of(values, H)
         for lane in range(0, vectors * WIDTH, PANEL):
@@ -152,7 +152,7 @@ def multiply_values[
     var factors = floats(scratch.factors)
     var H = call.head_size
     for key in range(count):
-        widen(block.unsafe_offset(key * STRIDE), call.pages.values().unsafe_offset(scratch.offsets[key]), H)
+        widen(block.unsafe_offset(key * STRIDE), call.pages.values.unsafe_offset(scratch.offsets[key]), H)
     for lane in range(0, vectors * WIDTH, PANEL):
         var width = panel_lanes(lane, vectors)
         var weights = scores.unsafe_offset(lane * KEYS)

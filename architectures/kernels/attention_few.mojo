@@ -76,7 +76,7 @@ def attend_few[
 
 
 def load_queries[dtype: DType](call: Call[dtype], unit: Unit, mut scratch: FewScratch):
-    """Copies the queries times the scale and forgets the sums; of the lanes that fill up only that they are numbers matters."""
+    """Copies the queries times the scale and forgets the sums; lanes that fill up keep whatever numbers they have."""
     var H = call.head_size
     var queries = floats(scratch.queries)
     var sums = floats(scratch.sums)
@@ -103,8 +103,8 @@ def multiply_keys[
             multiply_tile(
                 scores.unsafe_offset(lane * KEYS + key),
                 queries.unsafe_offset(lane * H),
-                call.pages.memory,
-                call.pages.values(),
+                call.pages.keys,
+                call.pages.values,
                 offsets.unsafe_offset(key),
                 H,
             )
@@ -112,8 +112,8 @@ def multiply_keys[
         for key in range(count):
             var offset = offsets.unsafe_offset(key).unsafe_load()
             var scales = floats(scratch.scales)
-            scales.unsafe_offset(key).unsafe_store(scale_of(call.pages.memory.unsafe_offset(offset), H))
-            scales.unsafe_offset(KEYS + key).unsafe_store(scale_of(call.pages.values().unsafe_offset(offset), H))
+            scales.unsafe_offset(key).unsafe_store(scale_of(call.pages.keys.unsafe_offset(offset), H))
+            scales.unsafe_offset(KEYS + key).unsafe_store(scale_of(call.pages.values.unsafe_offset(offset), H))
 
 
 @always_inline
@@ -221,8 +221,8 @@ def add_values[
     var H = call.head_size
     var sums = floats(scratch.sums).unsafe_offset(lane * H + h)
     var weights = floats(scratch.scores).unsafe_offset(lane * KEYS)
-    var values = call.pages.values().unsafe_offset(h)
-    var next_keys = call.pages.memory.unsafe_offset(h)
+    var values = call.pages.values.unsafe_offset(h)
+    var next_keys = call.pages.keys.unsafe_offset(h)
     var totals = Array[Vector, MR * S](fill=Vector(0))
     comptime for i in range(MR * S):
         totals[i] = load(sums, i // S * H + i % S * WIDTH) * Vector(scratch.factors[lane + i // S])

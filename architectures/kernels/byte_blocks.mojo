@@ -3,7 +3,7 @@
 from std.math import ceildiv
 
 from .block_formats import BlockFormat, row_bytes
-from .block_gemv import block_gemv, prepared_bytes
+from .gemv import PreparedRows, gemv
 from .byte_columns import COLUMNS, MAX_ROWS, multiply_columns
 from .byte_pack import KC, num_words, pack_byte_rows
 from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
@@ -19,30 +19,15 @@ comptime COLUMNS_FROM = 5
 struct ByteBlocks[F: BlockFormat](Product):
     """Each row of x is quantized in groups of 32; sums of groups are exact, then scaled in float32."""
 
+    comptime Rows: PreparedRows = QuantizedRows[Self.F]
     comptime GEMV_ROWS = MAX_ROWS if IS_512 else 8
-    comptime PREPARES = True
     comptime TILE_SIZE = BYTE_TILE_SIZE
-
-    @staticmethod
-    @always_inline
-    def weight_bytes(K: Int) -> Int:
-        return row_bytes[Self.F](K)
-
-    @staticmethod
-    @always_inline
-    def prepared_size(K: Int) -> Int:
-        return prepared_bytes[QuantizedRows[Self.F]](K) // 4
-
-    @staticmethod
-    @always_inline
-    def prepare_row(row: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], K: Int):
-        QuantizedRows[Self.F].quantize_row(row.unsafe_bitcast[UInt8](), x, K)
 
     @staticmethod
     @always_inline
     def gemv(
         y: Pointer[mut=True, Float32, _],
-        x: Pointer[Float32, _],
+        x: Pointer[UInt8, _],
         w: Pointer[UInt8, _],
         M: Int,
         count: Int,
@@ -51,9 +36,9 @@ struct ByteBlocks[F: BlockFormat](Product):
     ):
         comptime if IS_512:
             if M >= COLUMNS_FROM and count >= COLUMNS:
-                multiply_columns[Self.F](y, x.unsafe_bitcast[UInt8](), w, M, count, N, K)
+                multiply_columns[Self.F](y, x, w, M, count, N, K)
                 return
-        block_gemv[QuantizedRows[Self.F]](y, x.unsafe_bitcast[UInt8](), w, M, count, N, K)
+        gemv[Self.Rows](y, x, w, M, count, N, K)
 
     @staticmethod
     @always_inline

@@ -8,9 +8,9 @@ from std.memory import bitcast
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .block_formats import CHUNK, BlockFormat, Bytes, Floats, row_bytes, unit_bytes
-from .block_gemv import prepared_bytes
-from .dequantize import RestUnits
+from .dequantize import rest_units
 from .dot_bytes import dot_bytes
+from .gemv import prepared_bytes
 from .quantize_rows import GROUP, QuantizedRows
 from .vectors import transpose
 
@@ -133,7 +133,7 @@ def column_kernel[
     comptime size = unit_bytes[F]()
     var stride = row_bytes[F](K)
     var whole = K // F.UNIT
-    var rest = RestUnits[F, COLUMNS](w, stride, K)
+    var rest = rest_units[F, COLUMNS](w, stride, K)
     var columns = Columns[F]()
     var groups = ceildiv(M, MR)
     var sums = Array[Array[Floats, MR], MAX_ROWS // MR](fill=Array[Floats, MR](fill=Floats(0)))

@@ -9,7 +9,7 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .block_formats import CHUNK, BlockFormat, Unit, row_bytes, unit_bytes
 from .byte_pack import KC, NV, num_starts, num_words
-from .dequantize import RestUnits
+from .dequantize import rest_units
 from .dot_bytes import dot_bytes
 from .pack import panel_start, piece_size
 from .quantize_rows import GROUP
@@ -34,7 +34,7 @@ def load_byte_tile[
     var whole = depth // F.UNIT
     for r in range(rows):
         var row = w.unsafe_offset(r * stride)
-        var rest = RestUnits[F, 1](row, 0, depth)
+        var rest = rest_units[F, 1](row, 0, depth)
         for u in range(ceildiv(depth, F.UNIT)):
             var blocks = row.unsafe_offset(u * unit_bytes[F]()) if u < whole else rest.start(0)
             store_unit[F](tile, F.unpack(blocks), r, u)

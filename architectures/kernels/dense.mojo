@@ -3,50 +3,34 @@
 from std.math import ceildiv
 from std.sys.info import size_of
 
-from .gemv import GEMV_ROWS, gemv
+from .dense_rows import DenseRows
+from .gemv import PreparedRows, gemv
 from .pack import MAX_REST, pack_rows, packed_size, piece_size
 from .product import Product
 from .tile import NR, TILE_STRIDE, load_tile, multiply_tile
 from .vectors import WIDTH
-from .words import Floats, Words, round_row
+from .words import Floats, Words
 
 
 struct Dense[dtype: DType, W: Words = Floats](Product):
-    """Weights [N, K] in float32 or bfloat16.
+    """Weights [N, K] in float32 or bfloat16; rows of activations become words."""
 
-    Rows of activations become words; few rows are rounded as words round them, and multiplied in float32.
-    """
-
-    comptime GEMV_ROWS = GEMV_ROWS if Self.W.VALUES == 1 else MAX_REST
-    comptime PREPARES = Self.W.ROUNDS
+    comptime Rows: PreparedRows = DenseRows[Self.dtype, Self.W]
+    comptime GEMV_ROWS = 2 * WIDTH if Self.W.VALUES == 1 else MAX_REST
     comptime TILE_SIZE = NR * TILE_STRIDE
-
-    @staticmethod
-    @always_inline
-    def weight_bytes(K: Int) -> Int:
-        return K * size_of[Self.dtype]()
-
-    @staticmethod
-    @always_inline
-    def prepared_size(K: Int) -> Int:
-        return K
-
-    @staticmethod
-    def prepare_row(row: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], K: Int):
-        round_row(row, x, K)
 
     @staticmethod
     @always_inline
     def gemv(
         y: Pointer[mut=True, Float32, _],
-        x: Pointer[Float32, _],
+        x: Pointer[UInt8, _],
         w: Pointer[UInt8, _],
         M: Int,
         count: Int,
         N: Int,
         K: Int,
     ):
-        gemv(y, x, w.unsafe_bitcast[Scalar[Self.dtype]](), M, count, N, K)
+        gemv[Self.Rows](y, x, w, M, count, N, K)
 
     @staticmethod
     @always_inline
@@ -91,5 +75,5 @@ struct Dense[dtype: DType, W: Words = Floats](Product):
         var depth = Self.row_size(min(Self.piece_size(K), K - k))
         var first = k // Self.W.VALUES
         multiply_tile[Self.W](
-            sums, packed, tile, next_weights, Self.weight_bytes(K), step, M, first, depth, Self.row_size(K)
+            sums, packed, tile, next_weights, Self.Rows.row_bytes(K), step, M, first, depth, Self.row_size(K)
         )

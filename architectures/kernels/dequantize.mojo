@@ -3,12 +3,13 @@
 from std.math import ceildiv
 
 from .block_formats import CHUNK, BlockFormat, Floats, Unit, row_bytes, unit_bytes
+from .rest_units import RestUnits
 
 
 def dequantize[F: BlockFormat](target: Pointer[mut=True, Float32, _], blocks: Pointer[UInt8, _], K: Int):
     """K weights of a row."""
     var whole = K // F.UNIT
-    var rest = RestUnits[F, 1](blocks, 0, K)
+    var rest = rest_units[F, 1](blocks, 0, K)
     var weights = Array[Float32, F.UNIT](uninitialized=True)
     for u in range(ceildiv(K, F.UNIT)):
         var source = blocks.unsafe_offset(u * unit_bytes[F]()) if u < whole else rest.start(0)
@@ -37,23 +38,9 @@ def weights_at[F: BlockFormat, place: Int](unit: Unit) -> Floats:
         return floats * scale
 
 
-struct RestUnits[F: BlockFormat, rows: Int](Movable):
-    """Of some rows the blocks at their ends that are no whole unit, filled up with zeros; nothing if there are none."""
-
-    var bytes: Array[UInt8, Self.rows * unit_bytes[Self.F]()]
-
-    @always_inline
-    def __init__(out self, w: Pointer[UInt8, _], stride: Int, K: Int):
-        """The ends of rows of K weights that are `stride` bytes apart."""
-        self.bytes = Array[UInt8, Self.rows * unit_bytes[Self.F]()](uninitialized=True)
-        var first = K // Self.F.UNIT * unit_bytes[Self.F]()
-        var end = row_bytes[Self.F](K)
-        if first < end:
-            for row in range(Self.rows):
-                for i in range(unit_bytes[Self.F]()):
-                    var byte = w.unsafe_offset(row * stride + first + i).unsafe_load() if first + i < end else 0
-                    self.bytes[row * unit_bytes[Self.F]() + i] = byte
-
-    @always_inline
-    def start(ref self, row: Int) -> Pointer[UInt8, origin_of(self.bytes)]:
-        return Pointer(to=self.bytes[row * unit_bytes[Self.F]()])
+@always_inline
+def rest_units[
+    F: BlockFormat, rows: Int
+](w: Pointer[UInt8, _], stride: Int, K: Int) -> RestUnits[unit_bytes[F](), rows]:
+    """The ends of rows of K weights that are `stride` bytes apart."""
+    return RestUnits[unit_bytes[F](), rows](w, stride, K // F.UNIT * unit_bytes[F](), row_bytes[F](K))

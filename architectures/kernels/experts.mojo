@@ -9,6 +9,7 @@ from std.sys.info import num_physical_cores
 
 from .dense import Dense
 from .gemm import gemm
+from .gemv import prepared_bytes
 from .product import Product
 from .vectors import WIDTH, copy, uninitialized
 
@@ -105,33 +106,30 @@ def multiply_experts[
     for e in range(num_experts):
         var M = starts[e + 1] - starts[e]
         if M > P.GEMV_ROWS:
-            var weights = w.unsafe_offset(e * N * P.weight_bytes(K))
+            var weights = w.unsafe_offset(e * N * P.Rows.row_bytes(K))
             gemm[P](y.unsafe_offset(starts[e] * N), x.unsafe_offset(starts[e] * K), weights, M, N, K)
-    comptime if P.PREPARES:
-        var size = P.prepared_size(K)
-        var memory = uninitialized(starts[num_experts] * size)
-        var rows = memory.unsafe_ptr().unsafe_bitcast[Float32]()
-        for e in range(num_experts):
-            if starts[e + 1] - starts[e] <= P.GEMV_ROWS:
-                for m in range(starts[e], starts[e + 1]):
-                    P.prepare_row(rows.unsafe_offset(m * size), x.unsafe_offset(m * K), K)
-        multiply_few_rows[P](y, rows, w, starts, size, N, K)
-    else:
-        multiply_few_rows[P](y, x, w, starts, K, N, K)
+    var size = prepared_bytes[P.Rows](K)
+    var memory = uninitialized(starts[num_experts] * size // 4)
+    var rows = memory.unsafe_ptr().unsafe_bitcast[UInt8]()
+    for e in range(num_experts):
+        if starts[e + 1] - starts[e] <= P.GEMV_ROWS:
+            for m in range(starts[e], starts[e + 1]):
+                P.Rows.prepare_row(rows.unsafe_offset(m * size), x.unsafe_offset(m * K), K)
+    multiply_few_rows[P](y, rows, w, starts, N, K)
+    _ = memory^
 
 
 def multiply_few_rows[
     P: Product
 ](
     y: Pointer[mut=True, Float32, _],
-    rows: Pointer[Float32, _],
+    rows: Pointer[UInt8, _],
     w: Pointer[UInt8, _],
     starts: List[Int],
-    row_size: Int,
     N: Int,
     K: Int,
 ):
-    """The products of the experts with few rows, which are `row_size` apart."""
+    """The products of the experts with few rows, which are prepared."""
     var num_tasks = num_physical_cores()
     var share = ceildiv(N, num_tasks)
 
@@ -143,8 +141,8 @@ def multiply_few_rows[
             if 0 < M <= P.GEMV_ROWS:
                 P.gemv(
                     y.unsafe_offset(starts[e] * N + first),
-                    rows.unsafe_offset(starts[e] * row_size),
-                    w.unsafe_offset((e * N + first) * P.weight_bytes(K)),
+                    rows.unsafe_offset(starts[e] * prepared_bytes[P.Rows](K)),
+                    w.unsafe_offset((e * N + first) * P.Rows.row_bytes(K)),
                     M,
                     count,
                     N,

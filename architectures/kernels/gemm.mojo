@@ -78,7 +78,7 @@ def gemm_slab[
             multiply_block[P](
                 y.unsafe_offset(m * N + n),
                 packed.unsafe_offset(m * P.row_size(K)),
-                w.unsafe_offset(n * P.weight_bytes(K)),
+                w.unsafe_offset(n * P.Rows.row_bytes(K)),
                 scratch,
                 min(rows, M - m),
                 min(NC, N - n),
@@ -125,7 +125,7 @@ def multiply_block[
     var sums = scratch.sums.unsafe_ptr().unsafe_bitcast[Float32]()
     var tile = scratch.tile.unsafe_ptr().unsafe_bitcast[Float32]()
     var padded_M = align_up(M, WIDTH)
-    var row_bytes = P.weight_bytes(K)
+    var row_bytes = P.Rows.row_bytes(K)
     var size = P.piece_size(K)
     # Rows that stay in L2 from end to end leave the weight's rows to be read in order.
     var is_small = M * P.row_size(K) * 4 <= L2_BYTES
@@ -134,10 +134,10 @@ def multiply_block[
         for k in range(0, K, size):
             var depth = min(size, K - k)
             for n in range(top, min(top + step, count), NR):
-                var weights = w.unsafe_offset(n * row_bytes + P.weight_bytes(k))
+                var weights = w.unsafe_offset(n * row_bytes + P.Rows.row_bytes(k))
                 var next = NR * row_bytes
                 if is_small:
-                    next = P.weight_bytes(size) if k + size < K else next - P.weight_bytes(k)
+                    next = P.Rows.row_bytes(size) if k + size < K else next - P.Rows.row_bytes(k)
                 P.load_tile(tile, weights, min(NR, count - n), depth, row_bytes)
                 P.multiply_tile(sums.unsafe_offset(n * padded_M), packed, tile, weights.unsafe_offset(next), M, k, K)
     transpose_sums(y, sums, M, count, padded_M, N)

@@ -10,6 +10,7 @@ from std.sys.info import num_physical_cores
 
 from .dense import Dense
 from .gemm import gemm
+from .gemv import prepared_bytes
 from .product import Product
 from .vectors import WIDTH, uninitialized
 
@@ -40,25 +41,24 @@ def multiply[
     if M > P.GEMV_ROWS:
         gemm[P](y, x, w, M, N, K)
         return
-    comptime if P.PREPARES:
-        var memory = uninitialized(M * P.prepared_size(K))
-        var rows = memory.unsafe_ptr().unsafe_bitcast[Float32]()
-        for m in range(M):
-            P.prepare_row(rows.unsafe_offset(m * P.prepared_size(K)), x.unsafe_offset(m * K), K)
-        multiply_few[P](y, rows, w, M, N, K)
-    else:
-        multiply_few[P](y, x, w, M, N, K)
+    var size = prepared_bytes[P.Rows](K)
+    var memory = uninitialized(M * size // 4)
+    var rows = memory.unsafe_ptr().unsafe_bitcast[UInt8]()
+    for m in range(M):
+        P.Rows.prepare_row(rows.unsafe_offset(m * size), x.unsafe_offset(m * K), K)
+    multiply_few[P](y, rows, w, M, N, K)
+    _ = memory^
 
 
 def multiply_few[
     P: Product
-](y: Pointer[mut=True, Float32, _], rows: Pointer[Float32, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
-    """The same for a few rows; each core takes the next piece of the outputs until none is left.
+](y: Pointer[mut=True, Float32, _], rows: Pointer[UInt8, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
+    """The same for a few prepared rows; each core takes the next piece of the outputs until none is left.
 
     Large pieces are read fastest; small ones at the end make up for a core that started late or was disturbed.
     """
     var num_tasks = num_physical_cores()
-    var least = ceildiv(PIECE_BYTES, P.weight_bytes(K))
+    var least = ceildiv(PIECE_BYTES, P.Rows.row_bytes(K))
     var large = align_up(ceildiv(N * 3, num_tasks * 4), WIDTH)
     var small = align_up(max(least, ceildiv(N, num_tasks * 32)), WIDTH)
     var next_piece = Int64(0)
@@ -71,7 +71,7 @@ def multiply_few[
             if first >= N:
                 return
             var count = min(large if piece < num_tasks else small, N - first)
-            P.gemv(y.unsafe_offset(first), rows, w.unsafe_offset(first * P.weight_bytes(K)), M, count, N, K)
+            P.gemv(y.unsafe_offset(first), rows, w.unsafe_offset(first * P.Rows.row_bytes(K)), M, count, N, K)
 
     parallelize(work, num_tasks)
     _ = next_piece

@@ -12,7 +12,7 @@ from .attention_blocks import BlockScratch, attend_block
 from .attention_few import FewScratch, attend_few
 from .attention_plan import FEW_LANES, Call, Plan, untracked
 from .attention_results import Partials, final_results, merge
-from .pages import LayerPages, Mask
+from .pages import Mask, pages_of
 
 comptime SERIAL = 1 << 16
 """Up to so many values of keys are multiplied sooner on one core than another core wakes up."""
@@ -40,16 +40,6 @@ struct PagedAttention:
 
         window: tokens before and with its own; 0: all. bidirectional: 1 if it sees the tokens after its own.
         """
-        var layer_pages = LayerPages(
-            memory=pages.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-            table=lookup_table.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-            table_width=lookup_table.dim_size(1),
-            num_layers=pages.dim_size(2),
-            layer=Int(layer),
-            page_size=pages.dim_size(3),
-            num_heads=pages.dim_size(4),
-            row_size=pages.dim_size(5),
-        )
         attend(
             Call(
                 y=y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
@@ -59,7 +49,7 @@ struct PagedAttention:
                 num_rows=cache_lengths.dim_size(0),
                 num_heads=q.dim_size(1),
                 head_size=q.dim_size(2),
-                pages=layer_pages,
+                pages=pages_of(pages, lookup_table, layer),
                 scale=scale,
                 mask=Mask(Int(window), bidirectional != 0),
             )

@@ -1,42 +1,30 @@
 """What products of different weights have in common: matrix products are written once, for any `Product`."""
 
+from .gemv import PreparedRows
+
 
 trait Product:
     """How activations are multiplied with rows of weights of one format. Sizes without a unit count float32 numbers.
 
-    GEMV_ROWS: most rows of x that `gemv` multiplies faster than a GEMM. PREPARES: whether it gets them prepared.
+    Rows: how rows of x are prepared for a GEMV. GEMV_ROWS: most of them that it multiplies faster than a GEMM.
     TILE_SIZE: memory for the tile of NR rows of weights with which a GEMM's packed rows are multiplied.
     """
 
+    comptime Rows: PreparedRows
     comptime GEMV_ROWS: Int
-    comptime PREPARES: Bool
     comptime TILE_SIZE: Int
-
-    @staticmethod
-    def weight_bytes(K: Int) -> Int:
-        """Memory of K weights of a row."""
-        ...
-
-    @staticmethod
-    def prepared_size(K: Int) -> Int:
-        """Memory of a row of x that is prepared for a GEMV: whole vectors."""
-        ...
-
-    @staticmethod
-    def prepare_row(row: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], K: Int):
-        ...
 
     @staticmethod
     def gemv(
         y: Pointer[mut=True, Float32, _],
-        x: Pointer[Float32, _],
+        x: Pointer[UInt8, _],
         w: Pointer[UInt8, _],
         M: Int,
         count: Int,
         N: Int,
         K: Int,
     ):
-        """The first `count` outputs of N for M rows, prepared or as they are, on one core."""
+        """The first `count` outputs of N for M prepared rows, on one core."""
         ...
 
     @staticmethod

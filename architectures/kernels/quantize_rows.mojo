@@ -7,9 +7,9 @@ takes back the weights' offset, and the lanes' scales; for formats with minima t
 from std.math import round
 from std.memory import bitcast
 
-from .block_formats import CHUNK, BlockFormat, Bytes, Floats, Unit, floats, spread
-from .block_gemv import MOST_SUMS, PreparedRows
+from .block_formats import CHUNK, BlockFormat, Bytes, Floats, floats, row_bytes, spread, unit_bytes
 from .dot_bytes import dot_bytes
+from .gemv import NR, PreparedRows
 
 comptime GROUP = 32
 """Activations that share a scale."""
@@ -32,7 +32,10 @@ def quantize(x: Pointer[Float32, _], mut values: Quantized) -> Float32:
 struct QuantizedRows[F: BlockFormat](PreparedRows):
     """The records of quantized rows, and their products."""
 
-    comptime Format = Self.F
+    comptime UNIT = Self.F.UNIT
+    comptime UNIT_BYTES = unit_bytes[Self.F]()
+    comptime MR = 4
+    comptime LANES = 16
     comptime SPANS = Self.F.UNIT // 64 // Self.F.SPAN
     comptime STARTS = Self.F.UNIT
     comptime SCALES = Self.STARTS + (Self.SPANS * 64 if Self.F.OFFSET > 0 else 0)
@@ -50,7 +53,12 @@ struct QuantizedRows[F: BlockFormat](PreparedRows):
         return 0
 
     @staticmethod
-    def quantize_row(row: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _], K: Int):
+    @always_inline
+    def row_bytes(K: Int) -> Int:
+        return row_bytes[Self.F](K)
+
+    @staticmethod
+    def prepare_row(row: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _], K: Int):
         """Quantizes K values; the last record is filled up with zeros."""
         for start in range(0, K, Self.F.UNIT):
             var record = row.unsafe_offset(start // Self.F.UNIT * Self.RECORD_BYTES)
@@ -92,9 +100,15 @@ struct QuantizedRows[F: BlockFormat](PreparedRows):
     @staticmethod
     @always_inline
     def add_products[
-        M: Int, n: Int, NR: Int
-    ](mut sums: Array[Floats, MOST_SUMS], x: Pointer[UInt8, _], unit: Unit, stride: Int):
+        M: Int, n: Int
+    ](
+        mut sums: Array[SIMD[DType.float32, Self.LANES], M * NR],
+        x: Pointer[UInt8, _],
+        blocks: Pointer[UInt8, _],
+        stride: Int,
+    ):
         """Exact sums for each lane of a span of vectors, scaled by both scales."""
+        var unit = Self.F.unpack(blocks)
         comptime for span in range(Self.SPANS):
             var scales = spread[Self.F, span, Self.F.GROUP](unit.scales)
             comptime for m in range(M):

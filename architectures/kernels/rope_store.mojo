@@ -11,7 +11,7 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv, sqrt
 from std.sys.info import num_physical_cores
 
-from .pages import HAS_SCALES, LayerPages
+from .pages import HAS_SCALES, LayerPages, pages_of
 from .vectors import Vector, uninitialized
 
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
@@ -45,10 +45,10 @@ struct RopeSplitStore:
 
         freqs_cis: [positions, H], cosine and sine of each pair. position_ids: [1, T].
         """
-        var unused = qkv.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+        var rotation = rotation_of(q, qkv, freqs_cis, position_ids)
         rotate_and_store(
-            rotation_of(q, qkv, freqs_cis, position_ids),
-            Norms(unused, unused, 0, 0, False, False),
+            rotation,
+            Norms.none(rotation.x),
             pages_of(pages, lookup_table, layer),
             row_offsets.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             cache_lengths.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
@@ -116,25 +116,6 @@ def rotation_of(
     )
 
 
-def pages_of[
-    dtype: DType
-](
-    pages: MutableInputTensor[dtype=dtype, rank=6, ...],
-    lookup_table: InputTensor[dtype=DType.uint32, rank=2, ...],
-    layer: UInt32,
-) -> LayerPages[dtype]:
-    return LayerPages(
-        memory=pages.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        table=lookup_table.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        table_width=lookup_table.dim_size(1),
-        num_layers=pages.dim_size(2),
-        layer=Int(layer),
-        page_size=pages.dim_size(3),
-        num_heads=pages.dim_size(4),
-        row_size=pages.dim_size(5),
-    )
-
-
 @extensibility.register("graph_pipelines.rope")
 struct Rope:
     @staticmethod
@@ -158,7 +139,7 @@ struct Rope:
             head_size=x.dim_size(2),
         )
 
-        var norms = Norms(rotation.x, rotation.x, 0, 0, False, False)
+        var norms = Norms.none(rotation.x)
 
         def task(token: Int) {imm}:
             rotation.rotate_queries(token, norms)
@@ -226,9 +207,9 @@ def rotate_and_store[
             pages.find(Pointer(to=offset), row, k, position, 1)
             var key = keys.unsafe_offset(k * H)
             rotation.rotate(head, norms.of_keys(head, key, H), token)
-            store_head(pages.memory.unsafe_offset(offset), head, H)
+            store_head(pages.keys.unsafe_offset(offset), head, H)
             var value = keys.unsafe_offset((pages.num_heads + k) * H) if has_values else key
-            store_head(pages.values().unsafe_offset(offset), norms.of_values(head, value, H), H)
+            store_head(pages.values.unsafe_offset(offset), norms.of_values(head, value, H), H)
         _ = memory^
 
     for_tokens(task, Int(row_offsets.unsafe_offset(num_rows).unsafe_load()), rotation.width)
@@ -245,28 +226,34 @@ struct Norms(ImplicitlyCopyable):
     var has_queries_and_keys: Bool
     var has_values: Bool
 
+    @staticmethod
+    def none(unused: Floats) -> Self:
+        return Self(unused, unused, 0, 0, False, False)
+
     @always_inline
     def of_queries(self, target: Floats, head: Floats, H: Int) -> Floats:
         """The normalized head, which is written to the target; the head itself where queries have no norm."""
-        if not self.has_queries_and_keys:
-            return head
-        self.normalize(target, head, H)
-        self.multiply(target, self.query_weights, H)
-        return target
+        return self.weighted(target, head, self.query_weights, H)
 
     @always_inline
     def of_keys(self, target: Floats, head: Floats, H: Int) -> Floats:
-        if not self.has_queries_and_keys:
-            return head
-        self.normalize(target, head, H)
-        self.multiply(target, self.key_weights, H)
-        return target
+        return self.weighted(target, head, self.key_weights, H)
 
     @always_inline
     def of_values(self, target: Floats, head: Floats, H: Int) -> Floats:
         if not self.has_values:
             return head
         self.normalize(target, head, H)
+        return target
+
+    @always_inline
+    def weighted(self, target: Floats, head: Floats, weights: Floats, H: Int) -> Floats:
+        if not self.has_queries_and_keys:
+            return head
+        self.normalize(target, head, H)
+        for h in range(0, H, STEP):
+            var weight = weights.unsafe_offset(h).unsafe_load[width=STEP]() + Step(self.weight_offset)
+            target.unsafe_offset(h).unsafe_store(target.unsafe_offset(h).unsafe_load[width=STEP]() * weight)
         return target
 
     @always_inline
@@ -278,12 +265,6 @@ struct Norms(ImplicitlyCopyable):
         var factor = 1 / sqrt(squares.reduce_add() / Float32(H) + self.epsilon)
         for h in range(0, H, STEP):
             target.unsafe_offset(h).unsafe_store(head.unsafe_offset(h).unsafe_load[width=STEP]() * Step(factor))
-
-    @always_inline
-    def multiply(self, head: Floats, weights: Floats, H: Int):
-        for h in range(0, H, STEP):
-            var weight = weights.unsafe_offset(h).unsafe_load[width=STEP]() + Step(self.weight_offset)
-            head.unsafe_offset(h).unsafe_store(head.unsafe_offset(h).unsafe_load[width=STEP]() * weight)
 
 
 def row_of(token: Int, row_offsets: Pointer[UInt32, _], num_rows: Int) -> Int:

@@ -95,10 +95,18 @@ def load_words[W: Words, dtype: DType](source: Pointer[Scalar[dtype], _]) -> Vec
 @always_inline
 def load_last_words[W: Words, dtype: DType](source: Pointer[Scalar[dtype], _], count: Int) -> Vector:
     """Words of `count` values, then zeros."""
-    var values = SIMD[dtype, WIDTH * W.VALUES](0)
+    return W.pack(first_values[WIDTH * W.VALUES](source, count))
+
+
+@always_inline
+def first_values[size: Int, dtype: DType](source: Pointer[Scalar[dtype], _], count: Int) -> SIMD[dtype, size]:
+    """The first `count` values, at most `size`, then zeros."""
+    if count >= size:
+        return source.unsafe_load[width=size]()
+    var values = SIMD[dtype, size](0)
     for i in range(count):
         values[i] = source.unsafe_offset(i).unsafe_load()
-    return W.pack(values)
+    return values
 
 
 @always_inline
@@ -112,14 +120,3 @@ def copy_words[
         store(target, i // W.VALUES, load_words[W](source.unsafe_offset(i)))
     if whole < count:
         store(target, whole // W.VALUES, load_last_words[W](source.unsafe_offset(whole), count - whole))
-
-
-@always_inline
-def round_row(target: Pointer[mut=True, Float32, _], source: Pointer[Float32, _], count: Int):
-    """Copies values, rounded to bfloat16."""
-    var whole = count - count % WIDTH
-    for i in range(0, whole, WIDTH):
-        store(target, i, load_words[RoundedFloats](source.unsafe_offset(i)))
-    for i in range(whole, count):
-        var value = source.unsafe_offset(i).unsafe_load()
-        target.unsafe_offset(i).unsafe_store(value.cast[DType.bfloat16]().cast[DType.float32]())

@@ -11,13 +11,7 @@ from max.nn.kv_cache import PagedCacheValues
 
 from architectures.layers.linear import column_parallel, row_parallel
 from architectures.layers.norm import RMSNorm
-from architectures.layers.paged_attention import (
-    HeadNorms,
-    norm_rotate_and_store,
-    paged_attention,
-    rotate,
-    rotate_and_store,
-)
+from architectures.layers.paged_attention import HeadNorms, paged_attention, rotate, rotate_and_store
 from architectures.layers.weights import Partial, Replicated, Sharded, WeightTable
 from kv_cache import PageGroup
 from pipelines.loading.weight_spec import WeightSource
@@ -49,7 +43,7 @@ class Attention:
     scale: the factor of the scores.
     bias: whether the projections have biases.
     qk_norm: the norm of queries and keys (QK-norm), head by head, before RoPE.
-    v_norm: the norm of values, without a weight, with the epsilon of qk_norm.
+    normalizes_values: whether qk_norm is applied to values too, there without a weight.
     has_values: whether values have a projection; otherwise they are the keys before norm and RoPE.
     bidirectional: whether a token sees all tokens of its chunk, or only those before it.
     """
@@ -60,7 +54,7 @@ class Attention:
     scale: float
     bias: bool = False
     qk_norm: RMSNorm | None = None
-    v_norm: RMSNorm | None = None
+    normalizes_values: bool = False
     has_values: bool = True
     bidirectional: bool = False
 
@@ -124,7 +118,7 @@ class Attention:
         heads = {letter: self.qk_norm.apply(split[letter], norm) for letter, norm in norms.items()}
         if "k" in split:
             values = split["v" if self.has_values else "k"]
-            heads["v"] = values if self.v_norm is None else self.v_norm.apply(values, _ones(head_dim, values))
+            heads["v"] = self.qk_norm.without_weight(values, head_dim) if self.normalizes_values else values
         return ops.concat(list(heads.values()), axis=1) if len(heads) > 1 else heads["q"]
 
     def _rotate_and_store(
@@ -137,19 +131,23 @@ class Attention:
         batch: RaggedBatch,
     ) -> TensorValue:
         """Normalizes heads, rotates queries and keys, stores keys and values, and returns the queries [T, N, H]."""
-        where = (
+        head_norms = None
+        if self.qk_norm is not None and qkv.device.is_cpu():
+            norm = self.qk_norm
+            head_norms = HeadNorms(norms["q"], norms["k"], norm.weight_offset, norm.epsilon, self.normalizes_values)
+        else:
+            qkv = self._normalize(qkv, num_heads, norms).reshape((qkv.shape[0], -1))
+        return rotate_and_store(
+            self.group,
+            qkv,
             batch.row_offsets[device],
             batch.freqs_cis[self.group.name][device],
             batch.position_ids[device],
             batch.pages[self.group.name][device],
             layer,
             num_heads["q"],
+            head_norms,
         )
-        if self.qk_norm is None or not qkv.device.is_cpu():
-            return rotate_and_store(self.group, self._normalize(qkv, num_heads, norms), *where)
-        norm = self.qk_norm
-        head_norms = HeadNorms(norms["q"], norms["k"], norm.weight_offset, norm.epsilon, self.v_norm is not None)
-        return norm_rotate_and_store(self.group, qkv, head_norms, *where)
 
     def _rotate(self, q_TNH: TensorValue, device: int, batch: RaggedBatch) -> TensorValue:
         return rotate(q_TNH, batch.freqs_cis[self.group.name][device], batch.position_ids[device])
@@ -166,7 +164,3 @@ class Attention:
             self.bidirectional,
         )
         return a.reshape((a.shape[0], -1))
-
-
-def _ones(size: int, like: TensorValue) -> TensorValue:
-    return ops.broadcast_to(ops.constant(1.0, like.dtype, like.device), [size])

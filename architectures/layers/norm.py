@@ -29,3 +29,8 @@ class RMSNorm:
     def apply(self, x: TensorValue, weight: TensorValue) -> TensorValue:
         """Normalizes the last axis of one device's x with a weight of that size."""
         return ops.rms_norm(x, weight, self.epsilon, self.weight_offset, self.multiply_before_cast)
+
+    def without_weight(self, x: TensorValue, size: int) -> TensorValue:
+        """Normalizes the last axis, of `size`, and multiplies by nothing."""
+        one = ops.constant(1 - self.weight_offset, x.dtype, x.device)
+        return self.apply(x, ops.broadcast_to(one, [size]))

@@ -36,6 +36,17 @@ class HeadNorms:
     epsilon: float
     has_values: bool
 
+    def arguments(self) -> list[TensorValue]:
+        """What the kernel takes, in its order."""
+        host = DeviceRef.CPU()
+        return [
+            self.queries,
+            self.keys,
+            ops.constant(self.weight_offset, DType.float32, host),
+            ops.constant(self.epsilon, DType.float32, host),
+            ops.constant(int(self.has_values), DType.int32, host),
+        ]
+
 
 def paged_attention(
     group: PageGroup,
@@ -77,29 +88,31 @@ def paged_attention(
 
 def rotate_and_store(
     group: PageGroup,
-    qkv_TNH: TensorValue,
+    qkv: TensorValue,
     row_offsets: TensorValue,
     freqs_cis: TensorValue,
     position_ids: TensorValue,
     pages: PagedCacheValues,
     layer: TensorValue,
     num_heads: int,
+    norms: HeadNorms | None = None,
 ) -> TensorValue:
     """Rotates queries and keys, stores keys and values, and returns the queries [T, num_heads, H].
 
     Args:
         group: The page group.
-        qkv_TNH: Heads of queries, keys and values, [T, num_heads + 2 * kv heads, H].
+        qkv: Heads of queries, keys and values, [T, (num_heads + 2 * kv heads) * H]; with norms keys may be values too,
+            [T, (num_heads + kv heads) * H].
         row_offsets: [B + 1].
         freqs_cis: The RoPE table [positions, H].
         position_ids: [1, T].
         pages: The cache.
         layer: Place of the layer in the page group, a uint32 on the host.
         num_heads: Number of query heads.
+        norms: Norms that heads still need; on CPU alone.
     """
-    num_tokens, device, head_dim = qkv_TNH.shape[0], qkv_TNH.device, group.head_dim
-    qkv = qkv_TNH.reshape((num_tokens, -1))
-    if not device.is_cpu():
+    if not qkv.device.is_cpu():
+        assert norms is None
         q = rope_split_store_ragged(
             group.max_params,
             qkv,
@@ -111,39 +124,11 @@ def rotate_and_store(
             interleaved=False,
             position_ids=position_ids,
         )
-        return q.reshape((-1, num_heads, head_dim))
-    values = [qkv, row_offsets, freqs_cis, position_ids, *_memory(pages), layer]
-    q_type = TensorType(qkv.dtype, [num_tokens, num_heads, head_dim], device)
-    return ops.inplace_custom("graph_pipelines.rope_split_store", device, values, [q_type])[0].tensor
-
-
-def norm_rotate_and_store(
-    group: PageGroup,
-    qkv: TensorValue,
-    norms: HeadNorms,
-    row_offsets: TensorValue,
-    freqs_cis: TensorValue,
-    position_ids: TensorValue,
-    pages: PagedCacheValues,
-    layer: TensorValue,
-    num_heads: int,
-) -> TensorValue:
-    """The same on CPU with heads that are normalized first; without values [T, (num_heads + kv heads) * H], keys are.
-
-    Args:
-        norms: Of queries, keys and values.
-    """
-    host = DeviceRef.CPU()
-    arguments = [
-        norms.queries,
-        norms.keys,
-        ops.constant(norms.weight_offset, DType.float32, host),
-        ops.constant(norms.epsilon, DType.float32, host),
-        ops.constant(int(norms.has_values), DType.int32, host),
-    ]
-    values = [qkv, row_offsets, freqs_cis, position_ids, *_memory(pages), layer, *arguments]
+        return q.reshape((-1, num_heads, group.head_dim))
+    name = "graph_pipelines.rope_split_store" if norms is None else "graph_pipelines.norm_rope_split_store"
+    values = [qkv, row_offsets, freqs_cis, position_ids, *_memory(pages), layer, *(norms.arguments() if norms else ())]
     q_type = TensorType(qkv.dtype, [qkv.shape[0], num_heads, group.head_dim], qkv.device)
-    return ops.inplace_custom("graph_pipelines.norm_rope_split_store", qkv.device, values, [q_type])[0].tensor
+    return ops.inplace_custom(name, qkv.device, values, [q_type])[0].tensor
 
 
 def rotate(x_TNH: TensorValue, freqs_cis: TensorValue, position_ids: TensorValue) -> TensorValue:
