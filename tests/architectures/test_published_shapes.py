@@ -123,7 +123,7 @@ def test_the_graph_of_steps_of_images_has_weights_of_the_one_of_text(devices: st
     assert features.shape[1] == embeddings.shape[1], "the tower's output is the image graph's input, where it is"
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_published_model_that_is_not_built_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match="enable_moe_block true"):
         configured(FOLDERS[name], "cpu", "auto", {})
