@@ -37,7 +37,7 @@ class HeadNorms:
     has_values: bool
 
     def arguments(self) -> list[TensorValue]:
-        """What the kernel takes, in its order."""
+        """The kernel's operands, in its order."""
         host = DeviceRef.CPU()
         return [
             self.queries,
