@@ -2,25 +2,21 @@
 
 from std.math import ceildiv
 
+from .block_columns import GROUP, MAX_ROWS, multiply_columns
 from .block_formats import BlockFormat, row_bytes
-from .gemv import PreparedRows, gemv
-from .byte_columns import COLUMNS, MAX_ROWS, multiply_columns
 from .byte_pack import KC, num_words, pack_byte_rows
 from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
 from .pack import piece_size
-from .product import Product
-from .quantize_rows import GROUP, QuantizedRows
-from .vectors import IS_512, WIDTH
-
-comptime COLUMNS_FROM = 5
-"""Rows of x from which 16 rows of the weight are multiplied side by side."""
+from .product import PreparedRows, Product
+from .quantize_rows import QuantizedRows
+from .vectors import WIDTH
 
 
 struct ByteBlocks[F: BlockFormat](Product):
     """Each row of x is quantized in groups of 32; sums of groups are exact, then scaled in float32."""
 
     comptime Rows: PreparedRows = QuantizedRows[Self.F]
-    comptime GEMV_ROWS = MAX_ROWS if IS_512 else 8
+    comptime GEMV_ROWS = MAX_ROWS
     comptime TILE_SIZE = BYTE_TILE_SIZE
 
     @staticmethod
@@ -34,11 +30,7 @@ struct ByteBlocks[F: BlockFormat](Product):
         N: Int,
         K: Int,
     ):
-        comptime if IS_512:
-            if M >= COLUMNS_FROM and count >= COLUMNS:
-                multiply_columns[Self.F](y, x, w, M, count, N, K)
-                return
-        gemv[Self.Rows](y, x, w, M, count, N, K)
+        multiply_columns[QuantizedRows[Self.F]](y, x, w, M, count, N, K)
 
     @staticmethod
     @always_inline

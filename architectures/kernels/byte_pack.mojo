@@ -8,10 +8,11 @@ from, which takes back the weights' offset, for each of the weights' groups; the
 from std.math import ceildiv
 from std.memory import bitcast
 
+from .block_columns import GROUP
 from .block_formats import BlockFormat
 from .dot_bytes import IS_512, dot_bytes
 from .pack import panel_start, piece_size
-from .quantize_rows import GROUP, Quantized, quantize
+from .quantize_rows import Quantized, quantize
 from .vectors import WIDTH, load, store
 
 comptime NV = 2 if IS_512 else 1

@@ -7,12 +7,12 @@ from std.math import ceildiv
 from std.memory import bitcast
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
+from .block_columns import GROUP
 from .block_formats import CHUNK, BlockFormat, Unit, row_bytes, unit_bytes
 from .byte_pack import KC, NV, num_starts, num_words
 from .dequantize import rest_units
 from .dot_bytes import dot_bytes
 from .pack import panel_start, piece_size
-from .quantize_rows import GROUP
 from .tile import NR
 from .vectors import WIDTH, Vector, load, store
 

@@ -3,10 +3,9 @@
 from std.math import ceildiv
 from std.sys.info import size_of
 
-from .dense_rows import DenseRows
-from .gemv import PreparedRows, gemv
+from .gemv import DenseRows, gemv
 from .pack import MAX_REST, pack_rows, packed_size, piece_size
-from .product import Product
+from .product import PreparedRows, Product
 from .tile import NR, TILE_STRIDE, load_tile, multiply_tile
 from .vectors import WIDTH
 from .words import Floats, Words
@@ -30,7 +29,7 @@ struct Dense[dtype: DType, W: Words = Floats](Product):
         N: Int,
         K: Int,
     ):
-        gemv[Self.Rows](y, x, w, M, count, N, K)
+        gemv[Self.dtype, Self.W](y, x, w, M, count, N, K)
 
     @staticmethod
     @always_inline

@@ -9,8 +9,7 @@ from std.sys.info import num_physical_cores
 
 from .dense import Dense
 from .gemm import gemm
-from .gemv import prepared_bytes
-from .product import Product
+from .product import Product, prepared_bytes
 from .vectors import WIDTH, copy, uninitialized
 
 

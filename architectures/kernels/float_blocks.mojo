@@ -1,20 +1,20 @@
 """Products of activations in float32 with blocks of quantized weights, exact for the weights that are stored."""
 
+from .block_columns import MR, multiply_columns
 from .block_formats import BlockFormat, row_bytes, unit_bytes
 from .dequantize import dequantize
 from .float_rows import FloatRows
-from .gemv import PreparedRows, gemv
 from .pack import pack_rows, packed_size, piece_size
-from .product import Product
+from .product import PreparedRows, Product
 from .tile import NR, TILE_STRIDE, multiply_tile
-from .vectors import WIDTH
+from .vectors import HAS_32_REGISTERS, WIDTH
 
 
 struct FloatBlocks[F: BlockFormat](Product):
     """Weights are dequantized to float32, a tile at a time."""
 
     comptime Rows: PreparedRows = FloatRows[Self.F]
-    comptime GEMV_ROWS = 8
+    comptime GEMV_ROWS = MR if HAS_32_REGISTERS else MR // 2
     comptime TILE_SIZE = NR * TILE_STRIDE
 
     @staticmethod
@@ -28,7 +28,7 @@ struct FloatBlocks[F: BlockFormat](Product):
         N: Int,
         K: Int,
     ):
-        gemv[Self.Rows](y, x, w, M, count, N, K)
+        multiply_columns[FloatRows[Self.F]](y, x, w, M, count, N, K)
 
     @staticmethod
     @always_inline

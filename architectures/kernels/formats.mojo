@@ -1,7 +1,8 @@
 """The formats of quantized weights by name."""
 
-from .block_formats import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockFormat
+from .block_formats import BlockFormat
 from .k_formats import Q4_K, Q5_K, Q6_K
+from .small_formats import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 
 comptime FormatNamed[name: StaticString]: BlockFormat = (
     Q8_0 if name == "q8_0" else

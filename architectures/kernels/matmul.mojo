@@ -8,11 +8,11 @@ from std.atomic import Atomic
 from std.math import align_up, ceildiv
 from std.sys.info import num_physical_cores
 
+from .columns import COLUMNS
 from .dense import Dense
 from .gemm import gemm
-from .gemv import prepared_bytes
-from .product import Product
-from .vectors import WIDTH, uninitialized
+from .product import Product, prepared_bytes
+from .vectors import uninitialized
 
 comptime PIECE_BYTES = 1 << 16
 """Least weights that a core takes at a time."""
@@ -59,8 +59,8 @@ def multiply_few[
     """
     var num_tasks = num_physical_cores()
     var least = ceildiv(PIECE_BYTES, P.Rows.row_bytes(K))
-    var large = align_up(ceildiv(N * 3, num_tasks * 4), WIDTH)
-    var small = align_up(max(least, ceildiv(N, num_tasks * 32)), WIDTH)
+    var large = align_up(ceildiv(N * 3, num_tasks * 4), COLUMNS)
+    var small = align_up(max(least, ceildiv(N, num_tasks * 32)), COLUMNS)
     var next_piece = Int64(0)
     var counter = Pointer(to=next_piece)
 

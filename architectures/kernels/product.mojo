@@ -1,12 +1,35 @@
 """What products of different weights have in common: matrix products are written once, for any `Product`."""
 
-from .gemv import PreparedRows
+from std.math import ceildiv
+
+
+trait PreparedRows:
+    """How rows of x are stored for products of a few rows: a record for each UNIT of their values."""
+
+    comptime UNIT: Int
+    comptime RECORD_BYTES: Int
+
+    @staticmethod
+    def row_bytes(K: Int) -> Int:
+        """Memory of a row of K weights."""
+        ...
+
+    @staticmethod
+    def prepare_row(row: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _], K: Int):
+        """Writes the records of K values; the last is filled up with zeros."""
+        ...
+
+
+@always_inline
+def prepared_bytes[R: PreparedRows](K: Int) -> Int:
+    """Memory of a prepared row."""
+    return ceildiv(K, R.UNIT) * R.RECORD_BYTES
 
 
 trait Product:
     """How activations are multiplied with rows of weights of one format. Sizes without a unit count float32 numbers.
 
-    Rows: how rows of x are prepared for a GEMV. GEMV_ROWS: most of them that it multiplies faster than a GEMM.
+    Rows: how a few rows of x are prepared. GEMV_ROWS: most of them that `gemv` multiplies faster than a GEMM.
     TILE_SIZE: memory for the tile of NR rows of weights with which a GEMM's packed rows are multiplied.
     """
 

@@ -1,21 +1,19 @@
-"""Rows of activations, quantized to signed bytes in groups of 32, in the order of a GEMV's vectors of weights.
-
-A row is a record for each unit of the weights: its bytes; for each span of vectors what their lanes start from, which
-takes back the weights' offset, and the lanes' scales; for formats with minima the sums of the groups, 16 floats.
-"""
+"""Rows of activations, quantized to signed bytes in groups of 32."""
 
 from std.math import round
 from std.memory import bitcast
 
-from .block_formats import CHUNK, BlockFormat, Bytes, Floats, floats, row_bytes, spread, unit_bytes
+from .block_columns import GROUP, GroupRows
+from .block_formats import BlockFormat, row_bytes
+from .columns import COLUMNS, Column, FloatColumn, ScaleColumns, float_at
 from .dot_bytes import dot_bytes
-from .gemv import NR, PreparedRows
 
-comptime GROUP = 32
-"""Activations that share a scale."""
+comptime CHAINS = 2
+"""Least sums that grow side by side: one waits for its last product."""
 comptime TINY = Float32(7.888609052210118e-31)
 """2 ** -100: groups of smaller values are zeros, as their reciprocals overflow."""
 comptime Quantized = SIMD[DType.int8, GROUP]
+comptime Words = SIMD[DType.int32, COLUMNS]
 
 
 @always_inline
@@ -29,28 +27,19 @@ def quantize(x: Pointer[Float32, _], mut values: Quantized) -> Float32:
     return greatest / 127
 
 
-struct QuantizedRows[F: BlockFormat](PreparedRows):
-    """The records of quantized rows, and their products."""
+struct QuantizedRows[F: BlockFormat](GroupRows):
+    """A record for each group: its bytes, its scale, what sums start from, for formats with minima its sum.
 
-    comptime UNIT = Self.F.UNIT
-    comptime UNIT_BYTES = unit_bytes[Self.F]()
-    comptime MR = 4
-    comptime LANES = 16
-    comptime SPANS = Self.F.UNIT // 64 // Self.F.SPAN
-    comptime STARTS = Self.F.UNIT
-    comptime SCALES = Self.STARTS + (Self.SPANS * 64 if Self.F.OFFSET > 0 else 0)
-    comptime SUMS = Self.SCALES + Self.SPANS * 64
-    comptime GROUP_STARTS = Self.SUMS + (64 if Self.F.HAS_MINIMA else 0)
-    comptime RECORD_BYTES = Self.GROUP_STARTS + (64 if Self.F.OFFSET > 0 else 0)
+    Sums start from what takes back the weights' offset, for each of the weights' groups.
+    """
 
-    @staticmethod
-    @always_inline
-    def scale_offset[group: Int]() -> Int:
-        """Where the record has the scale of a group of 32."""
-        comptime for place in range(Self.F.UNIT // CHUNK):
-            comptime if Self.F.chunk(place) * CHUNK == group * GROUP:
-                return Self.SCALES + place // 4 // Self.F.SPAN * 64 + place % 4 * 16
-        return 0
+    comptime Format: BlockFormat = Self.F
+    comptime UNIT = GROUP
+    comptime PARTS = GROUP // Self.F.GROUP
+    comptime SCALE = GROUP
+    comptime STARTS = Self.SCALE + 4
+    comptime SUM = Self.STARTS + (4 * Self.PARTS if Self.F.OFFSET > 0 else 0)
+    comptime RECORD_BYTES = Self.SUM + (4 if Self.F.HAS_MINIMA else 0)
 
     @staticmethod
     @always_inline
@@ -59,72 +48,61 @@ struct QuantizedRows[F: BlockFormat](PreparedRows):
 
     @staticmethod
     def prepare_row(row: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _], K: Int):
-        """Quantizes K values; the last record is filled up with zeros."""
-        for start in range(0, K, Self.F.UNIT):
-            var record = row.unsafe_offset(start // Self.F.UNIT * Self.RECORD_BYTES)
-            Self.quantize_unit(record, x.unsafe_offset(start), min(Self.F.UNIT, K - start) // GROUP)
+        for group in range(K // GROUP):
+            Self.quantize_group(row.unsafe_offset(group * Self.RECORD_BYTES), x.unsafe_offset(group * GROUP))
 
     @staticmethod
     @always_inline
-    def quantize_unit(record: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _], count: Int):
-        """Writes the record of `count` groups."""
-        var values = Array[SIMD[DType.int8, CHUNK], Self.F.UNIT // CHUNK](fill=SIMD[DType.int8, CHUNK](0))
-        var scales = Floats(0)
-        var sums = Floats(0)
-        comptime for group in range(Self.F.UNIT // GROUP):
-            if group < count:
-                var bytes = Quantized(0)
-                scales[group] = quantize(x.unsafe_offset(group * GROUP), bytes)
-                values[2 * group] = bytes.slice[CHUNK, offset=0]()
-                values[2 * group + 1] = bytes.slice[CHUNK, offset=CHUNK]()
-                sums[group] = bytes.cast[DType.int32]().reduce_add().cast[DType.float32]() * scales[group]
-        comptime for place in range(Self.F.UNIT // CHUNK):
-            record.unsafe_offset(place * CHUNK).unsafe_bitcast[Int8]().unsafe_store(values[Self.F.chunk(place)])
-        comptime for span in range(Self.SPANS):
-            var lanes = spread[Self.F, span, GROUP](scales)
-            record.unsafe_offset(Self.SCALES + span * 64).unsafe_bitcast[Float32]().unsafe_store(lanes)
-            comptime if Self.F.OFFSET > 0:
-                var starts = SIMD[DType.int32, 16](0)
-                comptime for v in range(span * Self.F.SPAN, (span + 1) * Self.F.SPAN):
-                    starts = dot_bytes[Self.F.OFFSET, 16](starts, Bytes(Self.F.OFFSET), signed(record, v * 64))
-                record.unsafe_offset(Self.STARTS + span * 64).unsafe_bitcast[Int32]().unsafe_store(-starts)
+    def quantize_group(record: Pointer[mut=True, UInt8, _], x: Pointer[Float32, _]):
+        """Writes the record of 32 values."""
+        var values = Quantized(0)
+        var scale = quantize(x, values)
+        record.unsafe_bitcast[Int8]().unsafe_store(values)
+        record.unsafe_offset(Self.SCALE).unsafe_bitcast[Float32]().unsafe_store(scale)
         comptime if Self.F.OFFSET > 0:
-            var starts = SIMD[DType.int32, 16](0)
-            comptime for place in range(Self.F.UNIT // CHUNK):
-                comptime group = Self.F.chunk(place) * CHUNK // Self.F.GROUP
-                starts[group] -= Int32(Self.F.OFFSET) * values[Self.F.chunk(place)].cast[DType.int32]().reduce_add()
-            record.unsafe_offset(Self.GROUP_STARTS).unsafe_bitcast[Int32]().unsafe_store(starts)
+            comptime for part in range(Self.PARTS):
+                var bytes = values.slice[Self.F.GROUP, offset=part * Self.F.GROUP]()
+                var start = bytes.cast[DType.int32]().reduce_add() * Int32(-Self.F.OFFSET)
+                record.unsafe_offset(Self.STARTS + 4 * part).unsafe_bitcast[Int32]().unsafe_store(start)
         comptime if Self.F.HAS_MINIMA:
-            record.unsafe_offset(Self.SUMS).unsafe_bitcast[Float32]().unsafe_store(sums)
+            var sum = values.cast[DType.int32]().reduce_add().cast[DType.float32]() * scale
+            record.unsafe_offset(Self.SUM).unsafe_bitcast[Float32]().unsafe_store(sum)
 
     @staticmethod
     @always_inline
     def add_products[
-        M: Int, n: Int
+        M: Int, group: Int
     ](
-        mut sums: Array[SIMD[DType.float32, Self.LANES], M * NR],
+        mut sums: Array[FloatColumn, M],
         x: Pointer[UInt8, _],
-        blocks: Pointer[UInt8, _],
-        stride: Int,
+        starts: Array[Int, M],
+        values: Array[Column, 8],
+        scales: ScaleColumns,
     ):
-        """Exact sums for each lane of a span of vectors, scaled by both scales."""
-        var unit = Self.F.unpack(blocks)
-        comptime for span in range(Self.SPANS):
-            var scales = spread[Self.F, span, Self.F.GROUP](unit.scales)
+        """Exact sums for each of the weights' groups, scaled by both scales."""
+        comptime words = Self.F.GROUP // 4
+        comptime chains = max(1, CHAINS // M)
+        comptime for part in range(Self.PARTS):
+            var products = Array[Words, M * chains](fill=Words(0))
+            comptime if Self.F.OFFSET > 0:
+                comptime for m in range(M):
+                    products[m] = word_at(x, starts[m] + Self.STARTS + part * 4)
+            comptime for word in range(part * words, (part + 1) * words):
+                var weights = bitcast[DType.uint8, 4 * COLUMNS](values[word])
+                comptime for m in range(M):
+                    comptime place = word % chains * M + m
+                    var bytes = bitcast[DType.int8, 4 * COLUMNS](word_at(x, starts[m] + word * 4))
+                    products[place] = dot_bytes[Self.F.LIMIT, COLUMNS](products[place], weights, bytes)
+            comptime for place in range(M, M * chains):
+                products[place % M] += products[place]
             comptime for m in range(M):
-                var record = x.unsafe_offset(m * stride)
-                var products = SIMD[DType.int32, 16](0)
-                comptime if Self.F.OFFSET > 0:
-                    products = bitcast[DType.int32, 16](floats(record, Self.STARTS + span * 64))
-                comptime for v in range(span * Self.F.SPAN, (span + 1) * Self.F.SPAN):
-                    products = dot_bytes[Self.F.LIMIT, 16](products, unit.values[v], signed(record, v * 64))
-                var x_scales = floats(record, Self.SCALES + span * 64)
-                sums[m * NR + n] = (products.cast[DType.float32]() * scales).fma(x_scales, sums[m * NR + n])
+                var scaled = products[m].cast[DType.float32]() * scales.scales[group * Self.PARTS + part]
+                sums[m] = scaled.fma(float_at(x, starts[m] + Self.SCALE), sums[m])
         comptime if Self.F.HAS_MINIMA:
             comptime for m in range(M):
-                sums[m * NR + n] = unit.minima.fma(-floats(x, m * stride + Self.SUMS), sums[m * NR + n])
+                sums[m] = scales.minima[group].fma(-float_at(x, starts[m] + Self.SUM), sums[m])
 
 
 @always_inline
-def signed(record: Pointer[UInt8, _], offset: Int) -> SIMD[DType.int8, 64]:
-    return record.unsafe_offset(offset).unsafe_bitcast[Int8]().unsafe_load[width=64]()
+def word_at(record: Pointer[UInt8, _], offset: Int) -> Words:
+    return Words(record.unsafe_offset(offset).unsafe_bitcast[Int32]().unsafe_load())

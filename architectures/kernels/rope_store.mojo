@@ -228,6 +228,7 @@ struct Norms(ImplicitlyCopyable):
 
     @staticmethod
     def none(unused: Floats) -> Self:
+        """No norms; the pointer is never read."""
         return Self(unused, unused, 0, 0, False, False)
 
     @always_inline
@@ -248,6 +249,7 @@ struct Norms(ImplicitlyCopyable):
 
     @always_inline
     def weighted(self, target: Floats, head: Floats, weights: Floats, H: Int) -> Floats:
+        """The head, normalized and times its weights, which is written to the target; or the head as it is."""
         if not self.has_queries_and_keys:
             return head
         self.normalize(target, head, H)

@@ -95,18 +95,10 @@ def load_words[W: Words, dtype: DType](source: Pointer[Scalar[dtype], _]) -> Vec
 @always_inline
 def load_last_words[W: Words, dtype: DType](source: Pointer[Scalar[dtype], _], count: Int) -> Vector:
     """Words of `count` values, then zeros."""
-    return W.pack(first_values[WIDTH * W.VALUES](source, count))
-
-
-@always_inline
-def first_values[size: Int, dtype: DType](source: Pointer[Scalar[dtype], _], count: Int) -> SIMD[dtype, size]:
-    """The first `count` values, at most `size`, then zeros."""
-    if count >= size:
-        return source.unsafe_load[width=size]()
-    var values = SIMD[dtype, size](0)
+    var values = SIMD[dtype, WIDTH * W.VALUES](0)
     for i in range(count):
         values[i] = source.unsafe_offset(i).unsafe_load()
-    return values
+    return W.pack(values)
 
 
 @always_inline

@@ -133,9 +133,10 @@ def multiply(model: Model, xs: dict[int, Array], weights: dict[str, Array], numb
 def check(name: str, x: Array, w: Array, products: Products) -> None:
     """Compares with float64, within what the roundings of the kernels' sums can give.
 
-    The float kernel rounds a weight once (q6_k, and the difference of scale * value and a minimum), the sum of a piece
-    and its vector, then of the pieces, at most as often as it adds. The int8 kernel's sums of groups are exact; each is
-    multiplied by two scales and added, and so is the minimum of a group times the sum of its activations.
+    The float kernels round a weight once (q6_k, and the difference of scale * value and a minimum), the sum of a piece
+    and its vector, then of the pieces, at most as often as they add; for a few rows the sum of a group, then of the
+    groups, which is less. The int8 kernels' sums of groups are exact; each is multiplied by two scales and added,
+    and so is the minimum of a group times the sum of its activations.
     """
     weight = dequantized(name, w)
     parts = magnitudes(name, w, weight)
@@ -240,7 +241,7 @@ def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
             for name, products in multiply(model, x, bad, np.zeros(1, np.int64)).items():
                 assert np.allclose(products.float32[0, 0], alone[name].float32[0, 0], rtol=1e-4, atol=1e-4)
                 assert np.allclose(products.int8[0, 0], alone[name].int8[0, 0], rtol=1e-4, atol=1e-4)
-                assert num_rows > 4 or products.int8[0, 0] == alone[name].int8[0, 0], name
+                assert num_rows > 8 or products.int8[0, 0] == alone[name].int8[0, 0], name
                 assert not np.isfinite(products.int8[1:, 0]).any(), name
                 assert not np.isfinite(products.float32[1:, 0]).any(), name
 
