@@ -12,11 +12,8 @@ from .vectors import uninitialized
 
 comptime GROUP = 32
 """Values of a row in a record."""
-
 comptime MR = 8
 """Most rows of x that are multiplied at a time."""
-comptime MAX_ROWS = 2 * MR
-"""Most rows: for more of them, tiles of weights are faster."""
 comptime PREFETCH_BYTES = 16384
 """Distance between the next 16 rows and the weights that are prefetched: where rows are short, they are too near."""
 
@@ -51,7 +48,7 @@ def multiply_columns[
     N: Int,
     K: Int,
 ):
-    """The first `count` outputs of N for up to MAX_ROWS prepared rows, on one core: 16 at a time.
+    """The first `count` outputs of N for M prepared rows, on one core: 16 at a time.
 
     The last 16 are computed together, some of them again.
     """
@@ -91,28 +88,28 @@ def multiply_padded[
     _ = products^
 
 
-@always_inline
 def multiply_sixteen[
     R: GroupRows
 ](y: Pointer[mut=True, Float32, _], x: Pointer[UInt8, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
-    """16 outputs for M prepared rows."""
-    comptime for rows in [1, 2, 4, MR]:
-        if M <= rows:
-            column_kernel[R, rows, 1](y, x, w, M, N, K)
-            return
-    column_kernel[R, MR, 2](y, x, w, M, N, K)
+    """16 outputs for M prepared rows in groups of up to MR, of which the first brings the weights into the cache."""
+    for first in range(0, M, MR):
+        var count = min(MR, M - first)
+        comptime for rows in [1, 2, 4, MR]:
+            if rows // 2 < count <= rows:
+                var x_rows = x.unsafe_offset(first * prepared_bytes[R](K))
+                column_kernel[R, rows](y.unsafe_offset(first * N), x_rows, w, count, N, K)
 
 
 def column_kernel[
-    R: GroupRows, rows: Int, groups: Int
+    R: GroupRows, rows: Int
 ](y: Pointer[mut=True, Float32, _], x: Pointer[UInt8, _], w: Pointer[UInt8, _], M: Int, N: Int, K: Int):
-    """The same for groups of so many rows; the last row stands for those that are not there."""
+    """The same for up to `rows` rows; the last of M stands for those that are not there."""
     comptime F = R.Format
     var stride = R.row_bytes(K)
-    var sums = Array[Array[FloatColumn, rows], groups](fill=Array[FloatColumn, rows](fill=FloatColumn(0)))
-    var starts = Array[Array[Int, rows], groups](fill=Array[Int, rows](fill=0))
-    comptime for row in range(groups * rows):
-        starts[row // rows][row % rows] = min(row, M - 1) * prepared_bytes[R](K)
+    var sums = Array[FloatColumn, rows](fill=FloatColumn(0))
+    var starts = Array[Int, rows](fill=0)
+    comptime for row in range(rows):
+        starts[row] = min(row, M - 1) * prepared_bytes[R](K)
     for b in range(K // F.BLOCK):
         var block = w.unsafe_offset(b * F.BLOCK_BYTES)
         var scales = F.scale_columns(block, stride)
@@ -120,12 +117,10 @@ def column_kernel[
             var part = b * F.BLOCK // GROUP + group
             prefetch_part[F](w.unsafe_offset(COLUMNS * stride), part)
             var values = F.value_columns[group](block, stride)
-            var record = x.unsafe_offset(part * R.RECORD_BYTES)
-            comptime for g in range(groups):
-                R.add_products[rows, group](sums[g], record, starts[g], values, scales)
-    comptime for row in range(groups * rows):
+            R.add_products[rows, group](sums, x.unsafe_offset(part * R.RECORD_BYTES), starts, values, scales)
+    comptime for row in range(rows):
         if row < M:
-            y.unsafe_offset(row * N).unsafe_store(sums[row // rows][row % rows])
+            y.unsafe_offset(row * N).unsafe_store(sums[row])
 
 
 @always_inline

@@ -2,7 +2,7 @@
 
 from std.math import ceildiv
 
-from .block_columns import GROUP, MAX_ROWS, multiply_columns
+from .block_columns import GROUP, MR, multiply_columns
 from .block_formats import BlockFormat, row_bytes
 from .byte_pack import KC, num_words, pack_byte_rows
 from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
@@ -16,7 +16,7 @@ struct ByteBlocks[F: BlockFormat](Product):
     """Each row of x is quantized in groups of 32; sums of groups are exact, then scaled in float32."""
 
     comptime Rows: PreparedRows = QuantizedRows[Self.F]
-    comptime GEMV_ROWS = MAX_ROWS
+    comptime GEMV_ROWS = 2 * MR
     comptime TILE_SIZE = BYTE_TILE_SIZE
 
     @staticmethod
