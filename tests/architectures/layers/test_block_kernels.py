@@ -225,7 +225,7 @@ def test_sums_of_groups_are_exact(model: Model) -> None:
 
 @pytest.mark.compiles
 def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
-    """To the bit where rows are few; a value that is no number stays in its row, a weight in its output."""
+    """To the bit up to 16 rows; a value that is no number stays in its row, a weight in its output."""
     rng, sizes = np.random.default_rng(0), {32: 13 * 32, 256: 512}
     weights = {name: random_blocks(rng, name, 73, sizes[block_size(name)]) for name in SCALES}
     xs = {size: rng.standard_normal((40, length), np.float32) for size, length in sizes.items()}
@@ -241,7 +241,7 @@ def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
             for name, products in multiply(model, x, bad, np.zeros(1, np.int64)).items():
                 assert np.allclose(products.float32[0, 0], alone[name].float32[0, 0], rtol=1e-4, atol=1e-4)
                 assert np.allclose(products.int8[0, 0], alone[name].int8[0, 0], rtol=1e-4, atol=1e-4)
-                assert num_rows > 8 or products.int8[0, 0] == alone[name].int8[0, 0], name
+                assert num_rows > 16 or products.int8[0, 0] == alone[name].int8[0, 0], name
                 assert not np.isfinite(products.int8[1:, 0]).any(), name
                 assert not np.isfinite(products.float32[1:, 0]).any(), name
 
