@@ -11,6 +11,7 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv, sqrt
 from std.sys.info import num_physical_cores
 
+from .narrow import narrow
 from .pages import HAS_SCALES, LayerPages, pages_of
 from .vectors import Vector, uninitialized
 
@@ -315,4 +316,4 @@ def store_head[dtype: DType](target: Pointer[mut=True, Scalar[dtype], _], source
     else:
         for h in range(0, H, STEP):
             var values = source.unsafe_offset(h).unsafe_load[width=STEP]()
-            target.unsafe_offset(h).unsafe_store(values.cast[dtype]())
+            target.unsafe_offset(h).unsafe_store(narrow[dtype, STEP](values))

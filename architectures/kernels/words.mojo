@@ -1,12 +1,11 @@
 """Words of packed rows and of tiles: the values in each lane of a vector, and sums of their products."""
 
 from std.memory import bitcast
-from std.sys.info import CompilationTarget
 from std.sys.intrinsics import llvm_intrinsic
 
+from .narrow import HAS_BFLOAT16, narrow
 from .vectors import WIDTH, Vector, store
 
-comptime HAS_BFLOAT16 = WIDTH == 16 and CompilationTarget._has_feature["avx512bf16"]()
 comptime INSTRUCTIONS: StaticString = "avx512-bf16" if HAS_BFLOAT16 else "portable"
 """What products with activations in bfloat16 are computed with."""
 
@@ -54,7 +53,11 @@ struct RoundedFloats(Words):
     @staticmethod
     @always_inline
     def pack[dtype: DType](values: SIMD[dtype, WIDTH * Self.VALUES]) -> Vector:
-        return rebind[Vector](values.cast[DType.bfloat16]().cast[DType.float32]())
+        comptime if dtype == DType.bfloat16:
+            return rebind[Vector](values.cast[DType.float32]())
+        else:
+            var rounded = narrow[DType.bfloat16, WIDTH](rebind[Vector](values.cast[DType.float32]()))
+            return rounded.cast[DType.float32]()
 
     @staticmethod
     @always_inline

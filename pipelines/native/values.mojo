@@ -8,7 +8,14 @@ from std.memory import bitcast
 def load_values[
     dtype: DType, //, size: Int
 ](source: Pointer[Scalar[dtype], _], offset: Int) -> SIMD[DType.float32, size]:
-    return source.unsafe_offset(offset).unsafe_load[width=size]().cast[DType.float32]()
+    """As float32. Bfloat16 is widened by a shift: after a cast the compiler takes magnitudes in bfloat16 instead, which
+    is a function call for each on CPUs without instructions for it."""
+    var values = source.unsafe_offset(offset).unsafe_load[width=size]()
+    comptime if dtype == DType.bfloat16:
+        var bits = bitcast[DType.uint16, size](values).cast[DType.uint32]() << 16
+        return bitcast[DType.float32, size](bits)
+    else:
+        return values.cast[DType.float32]()
 
 
 @always_inline

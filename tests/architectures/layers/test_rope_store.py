@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
@@ -172,3 +173,21 @@ def test_heads_are_normalized_before_they_are_rotated(
     tolerance = (head_dim / 16 + 9) * UNIT * max(np.abs(normed).max() * 2, np.abs(exact).max())
     assert np.abs(queries - expected).max() <= tolerance
     assert np.abs(step.stored(pages) - np.stack([keys, values], axis=1)).max() <= tolerance
+
+
+@pytest.mark.compiles
+def test_values_are_rounded_to_the_nearest_even_bfloat16(model: Model) -> None:
+    """Ties, overflow, zeros, infinity and NaN as torch rounds them; the smallest numbers may be taken as zeros."""
+    step = Step(num_heads=8, num_kv_heads=2, head_dim=512)
+    bits = np.random.default_rng(0).integers(0, 2**32, step.heads[:, step.keys.stop :].shape, np.uint32)
+    special = [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7F7FFFFF, 0xFF7F8000, 0, 0x80000000, 0x7F800000]
+    bits[0, 0, : len(special) + 2] = [*special, 0x7F800001, 0xFFFFFFFF]
+    bits[(bits & 0x7F800000) == 0] &= 0x80000000
+    values = step.heads[:, step.keys.stop :] = bits.view(np.float32)
+    pages = {dtype: step.new_pages(dtype) for dtype in TYPES}
+    step.run(model, pages, step.new_pages(DType.float32))
+
+    expected = torch.from_numpy(values.copy()).bfloat16()
+    rounded = torch.from_numpy(step.stored(pages[DType.bfloat16])[:, 1].view(np.int16)).view(torch.bfloat16)
+    assert torch.equal(rounded.isnan(), expected.isnan())
+    assert torch.equal(rounded.nan_to_num(nan=0).view(torch.int16), expected.nan_to_num(nan=0).view(torch.int16))
