@@ -5,10 +5,11 @@ from std.math import ceildiv
 from .block_columns import GROUP, MR, multiply_columns
 from .block_formats import BlockFormat, row_bytes
 from .byte_pack import KC, num_words, pack_byte_rows
-from .byte_tile import BYTE_TILE_SIZE, load_byte_tile, multiply_byte_tile
+from .byte_tile import BYTE_TILE_SIZE, load_byte_tiles, multiply_byte_tiles
 from .pack import piece_size
 from .product import PreparedRows, Product
 from .quantize_rows import QuantizedRows
+from .tile import NC, NR
 from .vectors import WIDTH
 
 
@@ -17,7 +18,8 @@ struct ByteBlocks[F: BlockFormat](Product):
 
     comptime Rows: PreparedRows = QuantizedRows[Self.F]
     comptime GEMV_ROWS = 2 * MR
-    comptime TILE_SIZE = BYTE_TILE_SIZE
+    comptime ROWS = NC
+    comptime TILES_SIZE = NC // NR * BYTE_TILE_SIZE
 
     @staticmethod
     @always_inline
@@ -54,20 +56,21 @@ struct ByteBlocks[F: BlockFormat](Product):
 
     @staticmethod
     @always_inline
-    def load_tile(
-        tile: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
+    def load_tiles(
+        tiles: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
     ):
-        load_byte_tile[Self.F](tile, w, rows, depth, row_bytes)
+        load_byte_tiles[Self.F](tiles, w, rows, depth, row_bytes)
 
     @staticmethod
     @always_inline
-    def multiply_tile(
+    def multiply_tiles(
         sums: Pointer[mut=True, Float32, _],
         packed: Pointer[Float32, _],
-        tile: Pointer[Float32, _],
+        tiles: Pointer[Float32, _],
         next_weights: Pointer[UInt8, _],
         M: Int,
+        count: Int,
         k: Int,
         K: Int,
     ):
-        multiply_byte_tile[Self.F](sums, packed, tile, next_weights, M, k, K)
+        multiply_byte_tiles[Self.F](sums, packed, tiles, next_weights, M, count, k, K)

@@ -16,7 +16,8 @@ struct Dense[dtype: DType, W: Words = Floats](Product):
 
     comptime Rows: PreparedRows = DenseRows[Self.dtype, Self.W]
     comptime GEMV_ROWS = 2 * WIDTH if Self.W.VALUES == 1 else MAX_REST
-    comptime TILE_SIZE = NR * TILE_STRIDE
+    comptime ROWS = NR
+    comptime TILES_SIZE = NR * TILE_STRIDE
 
     @staticmethod
     @always_inline
@@ -53,20 +54,21 @@ struct Dense[dtype: DType, W: Words = Floats](Product):
 
     @staticmethod
     @always_inline
-    def load_tile(
-        tile: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
+    def load_tiles(
+        tiles: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
     ):
         var stride = row_bytes // size_of[Self.dtype]()
-        load_tile[Self.W](tile, w.unsafe_bitcast[Scalar[Self.dtype]](), rows, depth, stride)
+        load_tile[Self.W](tiles, w.unsafe_bitcast[Scalar[Self.dtype]](), rows, depth, stride)
 
     @staticmethod
     @always_inline
-    def multiply_tile(
+    def multiply_tiles(
         sums: Pointer[mut=True, Float32, _],
         packed: Pointer[Float32, _],
-        tile: Pointer[Float32, _],
+        tiles: Pointer[Float32, _],
         next_weights: Pointer[UInt8, _],
         M: Int,
+        count: Int,
         k: Int,
         K: Int,
     ):
@@ -74,5 +76,5 @@ struct Dense[dtype: DType, W: Words = Floats](Product):
         var depth = Self.row_size(min(Self.piece_size(K), K - k))
         var first = k // Self.W.VALUES
         multiply_tile[Self.W](
-            sums, packed, tile, next_weights, Self.Rows.row_bytes(K), step, M, first, depth, Self.row_size(K)
+            sums, packed, tiles, next_weights, Self.Rows.row_bytes(K), step, M, first, depth, Self.row_size(K)
         )

@@ -9,7 +9,7 @@ from .rest_units import RestUnits
 def dequantize[F: BlockFormat](target: Pointer[mut=True, Float32, _], blocks: Pointer[UInt8, _], K: Int):
     """K weights of a row."""
     var whole = K // F.UNIT
-    var rest = rest_units[F, 1](blocks, 0, K)
+    var rest = rest_unit[F](blocks, K)
     var weights = Array[Float32, F.UNIT](uninitialized=True)
     for u in range(ceildiv(K, F.UNIT)):
         var source = blocks.unsafe_offset(u * unit_bytes[F]()) if u < whole else rest.start(0)
@@ -39,8 +39,6 @@ def weights_at[F: BlockFormat, place: Int](unit: Unit) -> Floats:
 
 
 @always_inline
-def rest_units[
-    F: BlockFormat, rows: Int
-](w: Pointer[UInt8, _], stride: Int, K: Int) -> RestUnits[unit_bytes[F](), rows]:
-    """The ends of rows of K weights that are `stride` bytes apart."""
-    return RestUnits[unit_bytes[F](), rows](w, stride, K // F.UNIT * unit_bytes[F](), row_bytes[F](K))
+def rest_unit[F: BlockFormat](w: Pointer[UInt8, _], K: Int) -> RestUnits[unit_bytes[F](), 1]:
+    """The end of a row of K weights."""
+    return RestUnits[unit_bytes[F](), 1](w, 0, K // F.UNIT * unit_bytes[F](), row_bytes[F](K))

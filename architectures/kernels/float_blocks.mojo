@@ -15,7 +15,8 @@ struct FloatBlocks[F: BlockFormat](Product):
 
     comptime Rows: PreparedRows = FloatRows[Self.F]
     comptime GEMV_ROWS = MR if HAS_32_REGISTERS else MR // 2
-    comptime TILE_SIZE = NR * TILE_STRIDE
+    comptime ROWS = NR
+    comptime TILES_SIZE = NR * TILE_STRIDE
 
     @staticmethod
     @always_inline
@@ -52,23 +53,24 @@ struct FloatBlocks[F: BlockFormat](Product):
 
     @staticmethod
     @always_inline
-    def load_tile(
-        tile: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
+    def load_tiles(
+        tiles: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
     ):
         for r in range(rows):
-            dequantize[Self.F](tile.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * row_bytes), depth)
+            dequantize[Self.F](tiles.unsafe_offset(r * TILE_STRIDE), w.unsafe_offset(r * row_bytes), depth)
 
     @staticmethod
     @always_inline
-    def multiply_tile(
+    def multiply_tiles(
         sums: Pointer[mut=True, Float32, _],
         packed: Pointer[Float32, _],
-        tile: Pointer[Float32, _],
+        tiles: Pointer[Float32, _],
         next_weights: Pointer[UInt8, _],
         M: Int,
+        count: Int,
         k: Int,
         K: Int,
     ):
         comptime step = unit_bytes[Self.F]() * WIDTH // Self.F.UNIT
         var depth = min(Self.piece_size(K), K - k)
-        multiply_tile(sums, packed, tile, next_weights, row_bytes[Self.F](K), step, M, k, depth, K)
+        multiply_tile(sums, packed, tiles, next_weights, row_bytes[Self.F](K), step, M, k, depth, K)

@@ -1,4 +1,4 @@
-"""Products of many rows on CPU: blocks of packed rows in L2 with tiles of weights in L1."""
+"""Products of many rows on CPU: blocks of packed rows in L2 with tiles of weights."""
 
 from max.algorithm import parallelize
 from std.atomic import Atomic
@@ -6,13 +6,11 @@ from std.math import align_up, ceildiv
 from std.sys.info import num_physical_cores
 
 from .product import Product
-from .tile import NR
+from .tile import NC, NR
 from .vectors import WIDTH, Vector, load, store, transpose, uninitialized, zeros
 
 comptime MC = 256
 """Most rows of x in a block: a piece of them, up to KC values of each, takes a quarter of an L2 of 1 MiB."""
-comptime NC = 96
-"""Rows of the weight that a core multiplies with a block: whole tiles and whole vectors."""
 comptime SLAB = 4 * MC
 """Most rows that are packed at a time."""
 comptime SERIAL = 1 << 17
@@ -22,13 +20,13 @@ comptime L2_BYTES = 1 << 19
 
 
 struct Scratch:
-    """A core's memory for a product: a tile of weights, and the sums [NC, M] of a block."""
+    """A core's memory for a product: tiles of weights, and the sums [NC, M] of a block."""
 
-    var tile: List[Vector]
+    var tiles: List[Vector]
     var sums: List[Vector]
 
-    def __init__(out self, tile_size: Int, M: Int):
-        self.tile = zeros(tile_size)
+    def __init__(out self, tiles_size: Int, M: Int):
+        self.tiles = zeros(tiles_size)
         self.sums = uninitialized(NC * min(MC, align_up(M, WIDTH)))
 
 
@@ -70,7 +68,7 @@ def gemm_slab[
     var counter = Pointer(to=next_part)
 
     def work(_core: Int) {imm}:
-        var scratch = Scratch(P.TILE_SIZE, rows)
+        var scratch = Scratch(P.TILES_SIZE, rows)
         var part = Int(Atomic[Int64].fetch_add(counter, 1))
         while part < parts:
             var m = part % blocks * rows
@@ -123,23 +121,23 @@ def multiply_block[
 ):
     """The products of a block's M rows with `count` rows of the weight, piece by piece of K."""
     var sums = scratch.sums.unsafe_ptr().unsafe_bitcast[Float32]()
-    var tile = scratch.tile.unsafe_ptr().unsafe_bitcast[Float32]()
+    var tiles = scratch.tiles.unsafe_ptr().unsafe_bitcast[Float32]()
     var padded_M = align_up(M, WIDTH)
     var row_bytes = P.Rows.row_bytes(K)
     var size = P.piece_size(K)
     # Rows that stay in L2 from end to end leave the weight's rows to be read in order.
-    var is_small = M * P.row_size(K) * 4 <= L2_BYTES
-    var step = NR if is_small else NC
+    var step = P.ROWS if M * P.row_size(K) * 4 <= L2_BYTES else NC
     for top in range(0, count, step):
         for k in range(0, K, size):
-            var depth = min(size, K - k)
-            for n in range(top, min(top + step, count), NR):
+            for n in range(top, min(top + step, count), P.ROWS):
                 var weights = w.unsafe_offset(n * row_bytes + P.Rows.row_bytes(k))
-                var next = NR * row_bytes
-                if is_small:
+                var rows = min(P.ROWS, count - n)
+                var next = P.ROWS * row_bytes
+                if step == P.ROWS:
                     next = P.Rows.row_bytes(size) if k + size < K else next - P.Rows.row_bytes(k)
-                P.load_tile(tile, weights, min(NR, count - n), depth, row_bytes)
-                P.multiply_tile(sums.unsafe_offset(n * padded_M), packed, tile, weights.unsafe_offset(next), M, k, K)
+                P.load_tiles(tiles, weights, rows, min(size, K - k), row_bytes)
+                var target = sums.unsafe_offset(n * padded_M)
+                P.multiply_tiles(target, packed, tiles, weights.unsafe_offset(next), M, rows, k, K)
     transpose_sums(y, sums, M, count, padded_M, N)
 
 

@@ -29,10 +29,39 @@ def piece_size[step: Int, most: Int = KC](K: Int) -> Int:
     return align_up(ceildiv(K, ceildiv(K, most)), step)
 
 
-@always_inline
-def panel_start[most: Int = NV](panel: Int, vectors: Int) -> Int:
-    """First of a block's vectors of rows in this panel: panels are about equal, so that none is slow."""
-    return vectors * panel // ceildiv(vectors, most)
+struct Panels[most: Int = NV]:
+    """How the vectors of rows of a block are divided: panels are about equal, so that none is slow.
+
+    They are asked for as often as a tile meets a panel, where a division would take long.
+    """
+
+    var count: Int
+    var width: Int
+    """Vectors of each panel, but for the first ones."""
+    var num_wide: Int
+    """Of the first panels, which have one more."""
+
+    @always_inline
+    def __init__(out self, vectors: Int):
+        self.count = ceildiv(vectors, Self.most)
+        self.width = vectors // max(1, self.count)
+        self.num_wide = vectors - self.width * self.count
+
+    @always_inline
+    def start(self, panel: Int) -> Int:
+        """First vector of this panel."""
+        return panel * self.width + min(panel, self.num_wide)
+
+    @always_inline
+    def width_of(self, panel: Int) -> Int:
+        return self.width + Int(panel < self.num_wide)
+
+    def with_vector(self, vector: Int) -> Int:
+        """The panel that has this vector."""
+        var panel = 0
+        while self.start(panel + 1) <= vector:
+            panel += 1
+        return panel
 
 
 @always_inline
@@ -74,11 +103,10 @@ def transpose_rows[
     packed: Pointer[mut=True, Float32, _], x: Pointer[Float32, _], rows: Int, K: Int, vector: Int, vectors: Int
 ):
     """Packs up to WIDTH rows of x as a vector of rows of a block that has `vectors`."""
-    var panel = 0
-    while panel_start(panel + 1, vectors) <= vector:
-        panel += 1
-    var first = panel_start(panel, vectors)
-    var stride = (panel_start(panel + 1, vectors) - first) * WIDTH
+    var panels = Panels(vectors)
+    var panel = panels.with_vector(vector)
+    var first = panels.start(panel)
+    var stride = panels.width_of(panel) * WIDTH
     var words = ceildiv(K, W.VALUES)
     var size = piece_size[step](words)
     for word in range(0, words, size):

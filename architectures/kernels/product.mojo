@@ -30,12 +30,14 @@ trait Product:
     """How activations are multiplied with rows of weights of one format. Sizes without a unit count float32 numbers.
 
     Rows: how a few rows of x are prepared. GEMV_ROWS: most of them that `gemv` multiplies faster than a GEMM.
-    TILE_SIZE: memory for the tile of NR rows of weights with which a GEMM's packed rows are multiplied.
+    ROWS: rows of weights with which a GEMM's packed rows are multiplied at a time, in tiles of NR: NR or NC.
+    TILES_SIZE: memory for these tiles.
     """
 
     comptime Rows: PreparedRows
     comptime GEMV_ROWS: Int
-    comptime TILE_SIZE: Int
+    comptime ROWS: Int
+    comptime TILES_SIZE: Int
 
     @staticmethod
     def gemv(
@@ -71,21 +73,22 @@ trait Product:
         ...
 
     @staticmethod
-    def load_tile(
-        tile: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
+    def load_tiles(
+        tiles: Pointer[mut=True, Float32, _], w: Pointer[UInt8, _], rows: Int, depth: Int, row_bytes: Int
     ):
-        """Unpacks a piece of up to NR rows; the tile's other rows keep what they have: nobody uses their products."""
+        """Unpacks a piece of up to ROWS rows; the tiles' other rows keep what they have: nobody uses their products."""
         ...
 
     @staticmethod
-    def multiply_tile(
+    def multiply_tiles(
         sums: Pointer[mut=True, Float32, _],
         packed: Pointer[Float32, _],
-        tile: Pointer[Float32, _],
+        tiles: Pointer[Float32, _],
         next_weights: Pointer[UInt8, _],
         M: Int,
+        count: Int,
         k: Int,
         K: Int,
     ):
-        """Sums [NR, M] = tile @ the piece at k of M packed rows, added to what the pieces before it gave."""
+        """Sums [count, M] = tiles @ the piece at k of M packed rows, added to what the pieces before it gave."""
         ...

@@ -18,13 +18,34 @@ comptime Words = SIMD[DType.int32, COLUMNS]
 
 @always_inline
 def quantize(x: Pointer[Float32, _], mut values: Quantized) -> Float32:
-    """Quantizes 32 values and returns their scale: the greatest magnitude / 127, not finite if one is not."""
+    """Quantizes 32 values and returns their scale."""
     var wide = x.unsafe_load[width=GROUP]()
-    # As integers, so that what is not finite is the greatest.
-    var greatest = bitcast[DType.float32](bitcast[DType.uint32, GROUP](abs(wide)).reduce_max())
-    var factor = 127 / greatest if greatest >= TINY else 0
-    values = round(wide * factor).cast[DType.int8]()
+    var greatest = bitcast[DType.float32](magnitudes_of[GROUP](wide).reduce_max())
+    values = to_bytes(wide, factor_of[1](greatest))
+    return scale_of[1](greatest)
+
+
+@always_inline
+def magnitudes_of[size: Int](values: SIMD[DType.float32, size]) -> SIMD[DType.uint32, size]:
+    """As integers, so that what is not finite is the greatest."""
+    return bitcast[DType.uint32, size](abs(values))
+
+
+@always_inline
+def scale_of[size: Int](greatest: SIMD[DType.float32, size]) -> SIMD[DType.float32, size]:
+    """Scales of groups, by their greatest magnitudes; not finite if one is not."""
     return greatest / 127
+
+
+@always_inline
+def factor_of[size: Int](greatest: SIMD[DType.float32, size]) -> SIMD[DType.float32, size]:
+    """What the groups' values are multiplied with."""
+    return greatest.ge(TINY).select(127 / greatest, 0)
+
+
+@always_inline
+def to_bytes(values: SIMD[DType.float32, GROUP], factor: Float32) -> Quantized:
+    return round(values * factor).cast[DType.int8]()
 
 
 struct QuantizedRows[F: BlockFormat](GroupRows):

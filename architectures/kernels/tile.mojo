@@ -4,15 +4,17 @@ A tile is a piece of NR rows of the weight in words, TILE_STRIDE apart: another 
 `load_tile`. Depths, and places along K, count words.
 """
 
-from std.math import align_up, ceildiv
+from std.math import align_up
 from std.sys.intrinsics import PrefetchOptions, prefetch
 
-from .pack import KC, NV, num_vectors, panel_start, rest_stride
+from .pack import KC, NV, Panels, num_vectors, rest_stride
 from .vectors import WIDTH, Vector, load, store
 from .words import Floats, Words, copy_words
 
 comptime NR = 6
 """Rows of the weight in a tile."""
+comptime NC = 96
+"""Rows of the weight that a core multiplies with a block: whole tiles and whole vectors."""
 comptime TILE_STRIDE = KC + WIDTH
 """Distance of a tile's rows: not a power of two, which would put them into the same places of L1."""
 comptime MR = 4 if NV == 4 else 1
@@ -81,9 +83,10 @@ def multiply_panels[
     adds: Bool,
 ):
     """Sums [NR, vectors of rows] = tile @ packed rows, or that much more."""
-    for panel in range(ceildiv(vectors, NV)):
-        var first = panel_start(panel, vectors)
-        var width = panel_start(panel + 1, vectors) - first
+    var panels = Panels(vectors)
+    for panel in range(panels.count):
+        var first = panels.start(panel)
+        var width = panels.width_of(panel)
         var step = next_step if panel == 0 else 0
         var target = sums.unsafe_offset(first * WIDTH)
         var rows = packed.unsafe_offset(first * WIDTH * depth)
