@@ -2,7 +2,8 @@
 
 A block of rows is cut along K, and each piece into panels of up to NV vectors of rows. A panel is a record for each
 group: WORDS vectors of words for each vector of rows, which are its 32 bytes, four to a word; what the products start
-from, which takes back the weights' offset, for each of the weights' groups; the scales; with minima the group's sums.
+from, SHIFT less what the weights' offset adds, for each of the weights' groups; the scales; with minima the group's
+sums. Weights without an offset start from SHIFT alone.
 """
 
 from std.bit import log2_floor

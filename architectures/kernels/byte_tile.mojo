@@ -1,6 +1,6 @@
 """Products of packed rows of bytes with tiles of weights. A panel of rows stays in L1, the tiles in L2.
 
-A tile is a piece of NR rows of the weight: their unsigned bytes, then their scales, then their minima.
+A tile is a piece of NR rows of the weight: their unsigned bytes, their scales, their minima, what takes back SHIFT.
 """
 
 from std.math import ceildiv
