@@ -10,7 +10,8 @@ demo: $(STAMPS)/run
 	$(BIN)/pipelines generate --prompt 'def read_lines(path):' --max-new-tokens 120 --stats
 
 # All but GPUs, and graphs for them. What compiles graphs, and the rest, at the same time: each is busy on one core most
-# of the time, and two processes that run graphs would be in each other's way.
+# of the time, and two processes that run graphs would be in each other's way. GPU_GRAPHS=1: those for GPUs too, once the
+# rest is done, in the time that the graphs for the CPU leave.
 test: $(STAMPS)/test
 	$(MAKE) --jobs 2 test-graphs test-others
 
@@ -19,6 +20,7 @@ test-graphs: $(STAMPS)/test
 
 test-others: $(STAMPS)/test
 	$(BIN)/python -m pytest -m 'not compiles and not gpu'
+	$(if $(GPU_GRAPHS),nice $(MAKE) test-gpu-compile)
 
 # Neither compiles a graph nor takes seconds: a minute on two cores.
 test-fast: $(STAMPS)/test

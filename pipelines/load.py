@@ -26,7 +26,7 @@ from pipelines.loading.weight_cache.files import weights_folder
 from pipelines.opened_model import OpenedModel
 from pipelines.registry import SupportedArchitecture
 from pipelines.sampling.defaults import SamplingDefaults
-from pipelines.sampling.device.graphs import PREFIX, sampler_bytes
+from pipelines.sampling.device.graphs import SAMPLER, sampler_bytes
 from pipelines.sampling.device.sampler import DeviceSampler
 from pipelines.stages import NullStages, Stages
 from pipelines.text.gguf_tokenizer import CHAT_TEMPLATE, gguf_tokenizer
@@ -92,7 +92,7 @@ class PreparedPipeline(OpenedModel):
             self.state_dict,
             stages=self.stages,
             open_weight_cache=self._open_weight_cache,
-            graphs=SomeGraphs(self.graphs, [name for name in self.graphs.names if not name.startswith(PREFIX)]),
+            graphs=SomeGraphs(self.graphs, [name for name in self.graphs.names if name != SAMPLER]),
         )
         sampler = self._load_sampler(session)
         with self.stages.stage("cache"):
@@ -104,11 +104,10 @@ class PreparedPipeline(OpenedModel):
         """Compiles the sampler for the device of the logits; None on the CPU, where the host's is faster."""
         if self.devices[0].is_host:
             return None
-        names = [name for name in self.graphs.names if name.startswith(PREFIX)]
         with self.stages.stage(self.graphs.stage[0], "the sampler"):
-            compiling = {name: self.graphs.compile_async(name, session) for name in names}
+            compiling = self.graphs.compile_async(SAMPLER, session)
             # A thread that waits for the compiler does not notice Ctrl-C.
-            models = in_background(lambda: {name: session.init(each) for name, each in compiling.items()}).result()
+            models = in_background(lambda: session.init_all(compiling)).result()
         self.graphs.keep()
         return DeviceTokenSampler(DeviceSampler(models, self.devices[0], self.prompts.vocab_size))
 

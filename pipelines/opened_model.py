@@ -25,7 +25,7 @@ from pipelines.loading.weight_spec import TracedGraph
 from pipelines.loading.weights import open_state_dict
 from pipelines.pipeline_model import PipelineModel
 from pipelines.registry import Registry, SupportedArchitecture, choose_encoding
-from pipelines.sampling.device.graphs import build_graphs
+from pipelines.sampling.device.graphs import SAMPLER, build_graphs
 from pipelines.stages import Stages
 
 
@@ -85,8 +85,7 @@ class OpenedModel:
         model: type[PipelineModel] = self.architecture.pipeline_model
         graphs = model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict)
         if not self.devices[0].is_host:
-            sampler = build_graphs(self.vocab_size, self.config.device_refs[0])
-            graphs |= {name: TracedGraph(graph, ()) for name, graph in sampler.items()}
+            graphs[SAMPLER] = TracedGraph(build_graphs(self.vocab_size, self.config.device_refs[0]), ())
         return graphs
 
     @property

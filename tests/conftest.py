@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ WRITERS = {
     "gemma3_multimodal": write_tiny_gemma3_multimodal,
     "gemma3_multimodal_for_gpus": write_gemma3_multimodal_for_gpus,
 }
+GPU_GRAPHS_UNTIL = float(os.environ.get("GRAPH_PIPELINES_GPU_GRAPHS_UNTIL", "inf"))
+"""When the last compilation for GPUs may begin, in seconds since 1970, where a run must end in time."""
 REFERENCE_OF = {"qwen3_fp8": "qwen3_fp8_twin", "qwen3_gguf": "qwen3_gguf_twin"}
 
 
@@ -35,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "load" in getattr(item, "fixturenames", ()) or item.get_closest_marker("gpu_compile"):
             item.add_marker("compiles")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what would compile graphs for GPUs when no time is left for it."""
+    if item.get_closest_marker("gpu_compile") and time.time() > GPU_GRAPHS_UNTIL:
+        pytest.skip("no time is left: make test-gpu-compile")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -119,7 +119,7 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """A graph, and the specifications of its weights."""
+    """A graph, with the others of its module if there are any, and the specifications of its weights."""
 
     graph: Graph
     weights: Sequence[WeightSpec]

@@ -18,5 +18,4 @@ VOCAB_SIZE = 1003
 @functools.cache
 def cpu_sampler() -> DeviceSampler:
     session, graphs = InferenceSession(devices=[CPU()]), build_graphs(VOCAB_SIZE, DeviceRef.CPU())
-    compiling = {name: session.compile_async(graph) for name, graph in graphs.items()}
-    return DeviceSampler({name: session.init(each) for name, each in compiling.items()}, CPU(), VOCAB_SIZE)
+    return DeviceSampler(session.init_all(session.compile(graphs)), CPU(), VOCAB_SIZE)

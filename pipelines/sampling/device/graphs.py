@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
+from max.graph import DeviceRef, Graph, Module, TensorType, TensorValue, ops
 
 from pipelines.sampling.device.search import (
     constant,
@@ -31,8 +31,8 @@ from pipelines.sampling.device.search import (
     row_sum,
 )
 
-PREFIX = "sampler_"
-"""Of the graphs' names, which are kept beside those of a model."""
+SAMPLER = "sampler"
+"""Name of the module of these graphs, which is kept beside the graphs of a model."""
 ROW_COPIES = 8
 """Rows of float32 that are alive together: those of `sample`, and the logits that the next step computes meanwhile."""
 MAX_TOP = 20
@@ -69,8 +69,12 @@ def sampler_bytes(vocab_size: int, num_rows: int) -> int:
     return ROW_COPIES * 4 * vocab_size * num_rows
 
 
-def build_graphs(vocab_size: int, device: DeviceRef) -> dict[str, Graph]:
-    """Builds all graphs, by name."""
+def build_graphs(vocab_size: int, device: DeviceRef) -> Graph:
+    """Builds all graphs in one module, where most of a compilation is done once for all of them.
+
+    Returns:
+        One of them: the compiler takes the whole module with it.
+    """
     host = DeviceRef.CPU()
     logits = TensorType(DType.float32, ["batch_size", vocab_size], device)
     params = TensorType(DType.float64, ["batch_size", NUM_PARAMS], device)
@@ -87,12 +91,11 @@ def build_graphs(vocab_size: int, device: DeviceRef) -> dict[str, Graph]:
         "log_probabilities": (log_probabilities, [logits, tokens, rows, num]),
         "insert": (insert, [step_tokens, tokens, rows, rows]),
     }
-    graphs = {}
+    module = Module()
     for name, (build, types) in builders.items():
-        with Graph(f"{PREFIX}{name}", input_types=types) as graph:
+        with Graph(name, input_types=types, module=module) as graph:
             graph.output(*build(*(value.tensor for value in graph.inputs)))
-        graphs[graph.name] = graph
-    return graphs
+    return graph
 
 
 def process(

@@ -13,7 +13,7 @@ from max.engine import Model
 from numpy.typing import NDArray
 
 from kv_cache import to_device
-from pipelines.sampling.device.graphs import MAX_TOP, PREFIX
+from pipelines.sampling.device.graphs import MAX_TOP
 from pipelines.sampling.device.rows import DeviceRow, changes_of, sampling_of
 from pipelines.sampling.device.search import num_passes_of
 from pipelines.sampling.log_probabilities import TokenLogProbs
@@ -110,7 +110,7 @@ class DeviceSampler:
     def _run(self, name: str, *inputs: Buffer | NDArray[Any]) -> list[Buffer]:
         """Launches a graph; arrays are brought to the device first."""
         placed = [each if isinstance(each, Buffer) else to_device(each, self._device) for each in inputs]
-        return self._models[PREFIX + name].execute(*placed)
+        return self._models[name].execute(*placed)
 
     def _begin_copy(self, source: Buffer) -> Buffer:
         """Begins to copy a buffer, which must live on, to host memory that the device writes to itself."""

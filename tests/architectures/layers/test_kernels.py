@@ -182,7 +182,7 @@ TARGETS = {
 """For a CPU what products of bfloat16 are computed with, and what /proc/cpuinfo calls the instructions it needs."""
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the other CPUs are x86-64")
 @pytest.mark.parametrize("cpu", TARGETS)
 def test_products_of_bfloat16_on_other_cpus(cpu: str, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_products_of_bfloat16_on_other_cpus(cpu: str, tmp_path: Path) -> None:
             assert (np.abs(found - exact) <= (min(size_in, 2 * PIECE + size_in // 4) + 8) * UNIT * scale).all()
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_the_instructions_of_bfloat16_have_a_name() -> None:
     known = {f"products of bfloat16 with {instructions}" for instructions, _ in TARGETS.values()}
     assert kernels.product_instructions(DType.bfloat16) in known
