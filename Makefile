@@ -20,7 +20,7 @@ test-graphs: $(STAMPS)/test
 
 test-others: $(STAMPS)/test
 	$(BIN)/python -m pytest -m 'not compiles and not gpu'
-	$(if $(GPU_GRAPHS),nice $(MAKE) test-gpu-compile)
+	$(if $(GPU_GRAPHS),nice -n 19 $(MAKE) test-gpu-compile)
 
 # Neither compiles a graph nor takes seconds: a minute on two cores.
 test-fast: $(STAMPS)/test
