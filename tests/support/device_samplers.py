@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from max.driver import CPU
-from max.engine import InferenceSession
+from max.engine import InferenceSession, read
 from max.graph import DeviceRef
 
 from pipelines.sampling.device.graphs import build_graphs
@@ -17,5 +19,9 @@ VOCAB_SIZE = 1003
 
 @functools.cache
 def cpu_sampler() -> DeviceSampler:
+    """The module goes through a file, as a start's that keeps its graphs."""
     session, graphs = InferenceSession(devices=[CPU()]), build_graphs(VOCAB_SIZE, DeviceRef.CPU())
-    return DeviceSampler(session.init_all(session.compile(graphs)), CPU(), VOCAB_SIZE)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "sampler.mef"
+        session.compile(graphs).export_mef(file)
+        return DeviceSampler(session.init_all(read(file)), CPU(), VOCAB_SIZE)

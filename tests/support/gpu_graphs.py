@@ -1,7 +1,7 @@
 """The graphs that are compiled for GPUs on machines that have none.
 
 `python tests/support/gpu_graphs.py --list` shows them; `--all` or ids compile them one by one and print rows of the
-table in docs/gpu.md. `make test-gpu-compile` compiles those of the suite: some half an hour on two cores.
+table in docs/gpu.md. `make test-gpu-compile` compiles those of the suite: more than half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from command import Caller, run
 from loader import Loader
-from max.engine import InferenceSession
+from max.engine import InferenceSession, read
 from max.graph import Graph
 from PIL import Image
 
@@ -143,6 +143,8 @@ def test_graphs_for_gpus_that_are_not_here(checkpoints: Mapping[str, Path], tmp_
     weights = Manifest.read(output).graphs["decoder"].weights
     assert {spec.shard for spec in weights} == {0} and len(weights) > 10
     assert set(content["graphs"]) == {"decoder", "sampler"}
+    sampler = {"process", "greedy", "sample", "log_probabilities", "insert"}
+    assert set(read(output / "sampler.mef")._compiled.names) == sampler
     message = call("generate", "--prompt", "w5", *model, "--artifacts", str(output)).error()
     for difference in ("target is cuda:sm_90, and cpu is needed", "devices is gpu:0, and cpu:0 is needed"):
         assert difference in message
