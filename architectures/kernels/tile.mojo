@@ -95,7 +95,7 @@ def multiply_panels[
                 micro_kernel[W, V](target, rows, tile, next_tile, next_stride, step, depth, sums_stride, adds)
 
 
-@always_inline
+@no_inline
 def micro_kernel[
     W: Words, V: Int
 ](
