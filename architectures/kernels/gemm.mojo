@@ -17,17 +17,19 @@ comptime SERIAL = 1 << 17
 """Up to so many values of x are packed sooner on one core than another core wakes up."""
 comptime L2_BYTES = 1 << 19
 """Part of L2 for packed rows."""
+comptime PARTS = 4
+"""Fewer parts than these for each core would let some cores wait for others at the end."""
 
 
 struct Scratch:
-    """A core's memory for a product: tiles of weights, and the sums [NC, M] of a block."""
+    """A core's memory for a product: tiles of weights, and the sums [count, M] of a block."""
 
     var tiles: List[Vector]
     var sums: List[Vector]
 
-    def __init__(out self, tiles_size: Int, M: Int):
+    def __init__(out self, tiles_size: Int, M: Int, count: Int):
         self.tiles = zeros(tiles_size)
-        self.sums = uninitialized(NC * min(MC, align_up(M, WIDTH)))
+        self.sums = uninitialized(count * align_up(M, WIDTH))
 
 
 def gemm[
@@ -54,7 +56,8 @@ def gemm_slab[
     """All cores pack the rows; then each takes the next part of the outputs until none is left."""
     var rows = block_rows(M)
     var blocks = ceildiv(M, rows)
-    var parts = ceildiv(N, NC) * blocks
+    var width = part_width(N, blocks, are_in_l2[P](rows, K))
+    var parts = ceildiv(N, width) * blocks
 
     def pack(vector: Int) {imm}:
         pack_vector[P](packed, x, vector, M, K)
@@ -68,18 +71,18 @@ def gemm_slab[
     var counter = Pointer(to=next_part)
 
     def work(_core: Int) {imm}:
-        var scratch = Scratch(P.TILES_SIZE, rows)
+        var scratch = Scratch(P.TILES_SIZE, rows, width)
         var part = Int(Atomic[Int64].fetch_add(counter, 1))
         while part < parts:
             var m = part % blocks * rows
-            var n = part // blocks * NC
+            var n = part // blocks * width
             multiply_block[P](
                 y.unsafe_offset(m * N + n),
                 packed.unsafe_offset(m * P.row_size(K)),
                 w.unsafe_offset(n * P.Rows.row_bytes(K)),
                 scratch,
                 min(rows, M - m),
-                min(NC, N - n),
+                min(width, N - n),
                 N,
                 K,
             )
@@ -93,6 +96,20 @@ def gemm_slab[
 def block_rows(M: Int) -> Int:
     """Rows of each block of M but the last: blocks are about equal, and whole vectors."""
     return align_up(ceildiv(M, ceildiv(M, MC)), WIDTH)
+
+
+@always_inline
+def are_in_l2[P: Product](M: Int, K: Int) -> Bool:
+    """Whether the packed rows of a block stay in L2 from end to end."""
+    return M * P.row_size(K) * 4 <= L2_BYTES
+
+
+@always_inline
+def part_width(N: Int, blocks: Int, rows_are_in_l2: Bool) -> Int:
+    """Rows of the weight in each part but the last: more for rows that come from L3, if that leaves enough parts."""
+    var wide = 2 * NC
+    var enough = ceildiv(N, wide) * blocks >= PARTS * num_physical_cores()
+    return NC if rows_are_in_l2 or not enough else wide
 
 
 @always_inline
@@ -125,8 +142,8 @@ def multiply_block[
     var padded_M = align_up(M, WIDTH)
     var row_bytes = P.Rows.row_bytes(K)
     var size = P.piece_size(K)
-    # Rows that stay in L2 from end to end leave the weight's rows to be read in order.
-    var step = P.ROWS if M * P.row_size(K) * 4 <= L2_BYTES else NC
+    # Rows that stay in L2 leave the weight's rows to be read in order.
+    var step = P.ROWS if are_in_l2[P](M, K) else count
     for top in range(0, count, step):
         for k in range(0, K, size):
             for n in range(top, min(top + step, count), P.ROWS):
@@ -148,15 +165,26 @@ def transpose_sums(
     for m in range(0, M, WIDTH):
         for n in range(0, count, WIDTH):
             var square = Array[Vector, WIDTH](fill=Vector(0))
+            var source = sums.unsafe_offset(n * padded_M + m)
             comptime for i in range(WIDTH):
-                square[i] = load(sums, (n + i) * padded_M + m)
+                square[i] = load(source, 0)
+                source = source.unsafe_offset(padded_M)
             transpose(square)
-            var columns = min(WIDTH, count - n)
-            comptime for i in range(WIDTH):
-                if m + i < M:
-                    var target = y.unsafe_offset((m + i) * N + n)
-                    if columns == WIDTH:
-                        store(target, 0, square[i])
-                    else:
-                        for j in range(columns):
-                            target.unsafe_offset(j).unsafe_store(square[i][j])
+            store_rows(y.unsafe_offset(m * N + n), square, min(WIDTH, M - m), min(WIDTH, count - n), N)
+
+
+@always_inline
+def store_rows(y: Pointer[mut=True, Float32, _], square: Array[Vector, WIDTH], rows: Int, columns: Int, N: Int):
+    """Stores the part of a square that Y [rows, columns] has."""
+    var target = y
+    if rows == WIDTH and columns == WIDTH:
+        comptime for i in range(WIDTH):
+            store(target, 0, square[i])
+            target = target.unsafe_offset(N)
+        return
+    comptime for i in range(WIDTH):
+        if i < rows and columns == WIDTH:
+            store(target, i * N, square[i])
+        elif i < rows:
+            for j in range(columns):
+                target.unsafe_offset(i * N + j).unsafe_store(square[i][j])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,22 @@ def magnitudes(name: str, w: Array, weight: Array) -> Array:
 @pytest.mark.parametrize("out", NUM_OUTPUTS)
 @pytest.mark.parametrize("round_", range(4))
 def test_products_equal_those_of_exact_arithmetic(model: Model, out: int, round_: int) -> None:
-    rng = np.random.default_rng([out, round_])
     sizes = {size: size * counts[round_ % len(counts)] for size, counts in NUM_BLOCKS.items()}
+    check_products(model, np.random.default_rng([out, round_]), out, sizes, NUM_ROWS)
+
+
+@pytest.mark.compiles
+def test_rows_that_l2_does_not_hold_meet_many_outputs(model: Model) -> None:
+    """Where there are enough of them for all cores, each takes twice as many outputs at a time."""
+    check_products(model, np.random.default_rng(0), 1537, dict.fromkeys(NUM_BLOCKS, 3072), (160,))
+
+
+def check_products(
+    model: Model, rng: np.random.Generator, out: int, sizes: dict[int, int], rows: Iterable[int]
+) -> None:
+    """Multiplies random rows with random blocks; `sizes` are the inputs for formats with blocks of each size."""
     weights = {name: random_blocks(rng, name, out, sizes[block_size(name)]) for name in SCALES}
-    for num_rows in NUM_ROWS:
+    for num_rows in rows:
         xs = {size: rng.standard_normal((num_rows, sizes[size]), np.float32) for size in sizes}
         for name, products in multiply(model, xs, weights, np.zeros(1, np.int64)).items():
             check(name, xs[block_size(name)], weights[name], products)

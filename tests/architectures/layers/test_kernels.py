@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,21 @@ def test_halves_are_rounded_to_even(products: Model, num_rows: int) -> None:
 @pytest.mark.compiles
 @pytest.mark.parametrize(("out", "size_in"), SHAPES)
 def test_products_equal_those_of_plain_loops(products: Model, out: int, size_in: int) -> None:
+    check_products(products, out, size_in, (*range(1, 71), 128, 257, 300, 1100))
+
+
+@pytest.mark.compiles
+def test_rows_that_l2_does_not_hold_meet_many_outputs(products: Model) -> None:
+    """Where there are enough of them for all cores, each takes twice as many outputs at a time."""
+    check_products(products, 1537, 3000, (40, 300))
+
+
+def check_products(products: Model, out: int, size_in: int, rows: Iterable[int]) -> None:
     """A sum rounds each of its products at most as often as it adds: along a piece and its vector, then the pieces."""
     rng = np.random.default_rng(out)
     weight = random_weight(rng, (out, size_in))
     num_roundings = min(size_in, PIECE + size_in // 4) + 8
-    for num_rows in (*range(1, 71), 128, 257, 300, 1100):
+    for num_rows in rows:
         x = rng.standard_normal((num_rows, size_in), np.float32)
         fast, from_bfloat16, plain, _ = multiply(products, x, weight)
         exact, scale = exact_product(x, weight)
