@@ -140,6 +140,8 @@ def prepare_pipeline(config: PipelineConfig, stages: Stages | None = None) -> Pr
         tokenizer = _tokenizer(opened.config, checkpoint)
     plan = _plan(opened, graphs)
     stages.note(plan.describe(opened.kv_params))
+    for note in _table_notes(opened, graphs):
+        stages.note(note)
     config = dataclasses.replace(opened.config, max_length=plan.max_length)
     prompts = PromptEncoder(
         tokenizer,
@@ -234,6 +236,15 @@ def _cache_memory(opened: OpenedModel, graphs: Graphs) -> tuple[int, float]:
     step_bytes += sampler_bytes(opened.vocab_size, config.max_batch_size)
     memory = read_device_memory(devices, placed, step_bytes)
     return cache_bytes(memory, config.device_memory_utilization, config.kv_cache_memory), 1.0
+
+
+def _table_notes(opened: OpenedModel, graphs: Graphs) -> list[str]:
+    """Says where a run on GPUs reads the rows of lookup tables."""
+    if opened.devices[0].is_host:
+        return []
+    specs = {spec.name: spec for name in graphs.names for spec in graphs.weights(name)}
+    tables = [specs[name] for name in opened.architecture.lookup_tables if name in specs]
+    return [f"{spec.name}: in the memory of {'the host' if spec.is_on_host else 'the first GPU'}" for spec in tables]
 
 
 def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, name: str, data: WeightData) -> int:

@@ -18,6 +18,7 @@ from pipelines.loading.artifacts.identity import run_identity
 from pipelines.loading.artifacts.kept import KeptGraphs
 from pipelines.loading.artifacts.target import cpu_features, target_of
 from pipelines.loading.checkpoint import Checkpoint, resolve_config
+from pipelines.loading.device_memory import are_tables_on_device
 from pipelines.loading.gguf.file import open_gguf_state_dict
 from pipelines.loading.graphs import Graphs
 from pipelines.loading.weight_cache.files import graphs_folder
@@ -83,10 +84,17 @@ class OpenedModel:
             InputError: The graph does not support a value of config.json.
         """
         model: type[PipelineModel] = self.architecture.pipeline_model
-        graphs = model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict)
+        placement = {"tables_on_device": True} if self.tables_on_device else {}
+        graphs = model.trace(self.config, self.checkpoint.huggingface_config, self.state_dict, **placement)
         if not self.devices[0].is_host:
             graphs[SAMPLER] = TracedGraph(build_graphs(self.vocab_size, self.config.device_refs[0]), ())
         return graphs
+
+    @property
+    def tables_on_device(self) -> bool:
+        """Whether the rows of the model's lookup tables, if it has any, are read on the first device."""
+        tables = [self.state_dict[name] for name in self.architecture.lookup_tables if name in self.state_dict]
+        return bool(tables) and are_tables_on_device(tables, self.devices[0])
 
     @property
     def vocab_size(self) -> int:
@@ -104,7 +112,8 @@ class OpenedModel:
         if self.config.artifacts is None:
             # The sources of others need not be in one package: what they follow from is not known.
             has_others_code = self.config.custom_architectures or self.config.trust_remote_code
-            return KeptGraphs(None if has_others_code else graphs_folder(), self.identity, self.trace, stages)
+            run = self.identity | ({"lookup_tables": "device"} if self.tables_on_device else {})
+            return KeptGraphs(None if has_others_code else graphs_folder(), run, self.trace, stages)
         artifacts = Artifacts.open(Path(self.config.artifacts), self.identity, cpu_features())
         artifacts.install_libraries()
         return artifacts

@@ -145,7 +145,11 @@ class PipelineModel(ABC):
     def trace(
         cls, pipeline_config: PipelineConfig, huggingface_config: Any, weights: Mapping[str, WeightData]
     ) -> dict[str, TracedGraph]:
-        """Traces all graphs of the model, by name; no values of weights are read, and no device is opened."""
+        """Traces all graphs of the model, by name; no values of weights are read, and no device is opened.
+
+        A model whose record names `lookup_tables` takes `tables_on_device` too: whether their rows are read on the
+        first device, where there is room for them.
+        """
 
     @property
     @abstractmethod

@@ -27,7 +27,7 @@ class SupportedArchitecture:
     weight_adapters: Mapping[str, Callable[..., Any]]  # format of the files ("safetensors") -> a WeightAdapter
     sizes: str = ""  # as in the models' names, "270M, 1B"
     image_processor: Callable[..., Any] | None = None  # (folder, huggingface_config) -> an ImageProcessor
-    lookup_tables: tuple[str, ...] = ()  # weights whose rows are read from the mapped file: they take no memory
+    lookup_tables: tuple[str, ...] = ()  # weights whose rows are read from the mapped file, unless a GPU has room
     head_weights: tuple[str, ...] = ("embed_tokens.weight", "lm_head.weight")  # those in the head's encoding
 
     @property

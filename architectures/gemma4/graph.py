@@ -63,11 +63,13 @@ class Gemma4:
     def per_layer_inputs(self, tokens: TensorValue, h_TD: TensorValue) -> Replicated:
         """Per-layer embeddings (PLE) [T, L, P] of each token: its row of the table, plus a projection of its embedding.
 
-        The table is larger than all the rest of a small model: it stays in the mapped file, and rows are looked up.
+        The table is larger than all the rest of a small model: it stays in the mapped file, and rows are looked up,
+        unless the device has room for it (`config.tables_on_device`).
         """
         config, num_layers, size = self.config, len(self.config.layer_types), self.config.hidden_size_per_layer_input
-        table = self.weights.lookup_table(PER_LAYER_TABLE, (config.vocab_size_per_layer_input, num_layers * size))
-        rows = table.encoding.gather(table, tokens.to(DeviceRef.CPU())).to(h_TD.device)
+        shape, on_device = (config.vocab_size_per_layer_input, num_layers * size), config.tables_on_device
+        table = self.weights.lookup_table(PER_LAYER_TABLE, shape, on_device)
+        rows = table.encoding.gather(table, tokens if on_device else tokens.to(DeviceRef.CPU())).to(h_TD.device)
         rows_TLP = ops.cast(rows, config.dtype).reshape((-1, num_layers, size)) * math.sqrt(size)
         projection = self.weights.matrix_on_first_device(
             "per_layer_model_projection.weight", (num_layers * size, config.hidden_size)

@@ -22,7 +22,8 @@ class Gemma4Config(DecoderConfig):
     layers. num_kv_shared_layers: the number of last layers without keys and values of their own (KV sharing); they read
     those of the last layer of their type that has. use_double_wide_mlp: whether their feed-forward blocks are twice as
     wide. attention_k_eq_v: whether values are the keys before norm and RoPE, in full layers.
-    hidden_size_per_layer_input: the width of per-layer embeddings (PLE); 0: there are none.
+    hidden_size_per_layer_input: the width of per-layer embeddings (PLE); 0: there are none. tables_on_device: whether
+    their rows are read on the first device.
     """
 
     global_head_dim: int
@@ -33,6 +34,7 @@ class Gemma4Config(DecoderConfig):
     hidden_size_per_layer_input: int
     vocab_size_per_layer_input: int
     final_logit_softcapping: float | None
+    tables_on_device: bool = False
 
     @classmethod
     def heads_of(cls, text: Any, layer_type: str) -> tuple[int, int]:

@@ -55,12 +55,13 @@ class WeightTable:
         """Declares concatenated vectors, each device with its share of every source: [sum of shares]."""
         return Sharded(self._on_all_devices(name, sources, self.dtype))
 
-    def lookup_table(self, name: str, shape: tuple[int, int]) -> Matrix:
-        """Declares a matrix [rows, columns] that stays on the host, in its stored type: rows are read from the file."""
+    def lookup_table(self, name: str, shape: tuple[int, int], on_device: bool) -> Matrix:
+        """Declares a matrix [rows, columns] in its stored type: on the first device, or on the host, in the file."""
         stored_as = self.stored.get(name, self.dtype)
 
         def declare(name: str, sources: Sequence[WeightSource], _: StoredType) -> list[TensorValue]:
-            return [self._declare(WeightSpec(name, stored_as, tuple(sources), is_on_host=True))]
+            spec = WeightSpec(name, stored_as, tuple(sources), num_shards=len(self.devices), is_on_host=not on_device)
+            return [self._declare(spec)]
 
         (matrix,) = stored_encoding(stored_as).declare(declare, name, [WeightSource(name, shape)], None)
         return matrix

@@ -7,10 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from max.driver import Device
+from max.dtype import DType
+from max.graph.weights import WeightData
 
 from kv_cache import format_bytes
 from pipelines.errors import UTILIZATION, InputError
+from pipelines.loading.blocks import stored_type
 from pipelines.loading.weight_spec import WeightSpec
+
+TABLE_SHARE = 0.1
+"""The part of a GPU's memory that lookup tables may take; a step waits for rows of larger ones, which the host has."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,19 @@ def placed_bytes(specs: Iterable[WeightSpec], num_devices: int) -> list[int]:
         if not spec.is_on_host:
             placed[spec.shard] += math.prod(spec.shape) * spec.dtype.size_in_bytes
     return placed
+
+
+def are_tables_on_device(tables: Iterable[WeightData], device: Device) -> bool:
+    """Whether a run keeps lookup tables on its first device: a GPU with much more memory, and they are in no blocks."""
+    if device.is_host:
+        return False
+    num_bytes = 0
+    for table in tables:
+        dtype = stored_type(table)
+        if not isinstance(dtype, DType):  # only the host's kernels read blocks
+            return False
+        num_bytes += math.prod(int(dim) for dim in table.shape) * dtype.size_in_bytes
+    return num_bytes <= TABLE_SHARE * int(device.stats["total_memory"])
 
 
 def cache_bytes(memory: Sequence[DeviceMemory], utilization: float, requested: int | None) -> int:

@@ -24,6 +24,7 @@ parser.add_argument("devices")
 parser.add_argument("encoding")
 parser.add_argument("graphs", nargs="*")
 parser.add_argument("--target", default="cuda:sm_90a", help="API and architecture of the GPUs")
+parser.add_argument("--tables-on-host", action="store_true", help="as on GPUs that have little room for lookup tables")
 parser.add_argument("--layers", type=int, help="so many of a published model's layers")
 arguments = parser.parse_args()
 
@@ -94,7 +95,8 @@ def compiled(artifact: bytes, traced: TracedGraph) -> dict[str, Any]:
     }
 
 
-traced_graphs = architecture.pipeline_model.trace(run, *opened())
+placement = {"tables_on_device": not arguments.tables_on_host} if architecture.lookup_tables else {}
+traced_graphs = architecture.pipeline_model.trace(run, *opened(), **placement)
 with TemporaryDirectory() as folder:
     for name in arguments.graphs or traced_graphs:
         traced, file = traced_graphs[name], Path(folder) / f"{name}.mef"

@@ -19,9 +19,11 @@ import pipelines.loading.weights as loading
 from pipelines import InputError, PipelineConfig
 from pipelines.errors import DeviceMemoryError, loading_onto_devices, step_error
 from pipelines.load import _cache_memory
+from pipelines.loading.blocks import FORMATS, BlockData
 from pipelines.loading.checkpoint import resolve_config
 from pipelines.loading.device_memory import (
     DeviceMemory,
+    are_tables_on_device,
     cache_bytes,
     placed_bytes,
     read_device_memory,
@@ -80,14 +82,19 @@ def test_weights_that_do_not_fit_are_refused_with_all_that_counts() -> None:
     assert memory.for_cache(0.95) == pytest.approx(3 * GIB, abs=2)
 
 
-def planned(folder: str, devices: list[Any], **settings: Any) -> int:
-    """Bytes of the cache of a published model, whose weights are not there."""
+def opened_on(folder: str, devices: list[Any], **settings: Any) -> OpenedModel:
+    """A published model, whose weights are not there."""
     names = "gpu:" + ",".join(str(device.id) for device in devices)
     run = PipelineConfig(model=str(FOLDERS[folder]), devices=names, **settings)
     checkpoint = resolve_config(str(FOLDERS[folder]))
     architecture, state_dict = architecture_of(FOLDERS[folder]), state_dict_of(FOLDERS[folder])
     kv_params = architecture.config.initialize_from_config(run, checkpoint.huggingface_config).get_kv_params()
-    opened = OpenedModel(run, checkpoint, architecture, devices, [], state_dict, kv_params)
+    return OpenedModel(run, checkpoint, architecture, devices, [], state_dict, kv_params)
+
+
+def planned(folder: str, devices: list[Any], **settings: Any) -> int:
+    """Bytes of the cache of a published model."""
+    opened = opened_on(folder, devices, **settings)
     available, share = _cache_memory(opened, TracedGraphs(opened.trace()))
     assert share == 1
     return available
@@ -118,6 +125,30 @@ def test_devices_share_the_weights() -> None:
     usable = 64 * GIB  # 72 free, a tenth of 80 unused
     assert usable + one - 4 * GIB < two < usable + one
     assert planned(name, [gpu(0), gpu(1, free=20 * GIB)], **settings) < two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_lookup_table_is_on_the_first_device_if_that_is_much_larger(devices: int) -> None:
+    """The per-layer embeddings of Gemma 4 E2B take 4.4 GiB in bfloat16."""
+    name, table = "google__gemma-4-E2B-it", "embed_tokens_per_layer.weight"
+    settings: dict[str, Any] = {"quantization_encoding": "bfloat16", "max_length": 8192}
+    left = {}
+    for total, is_on_host in ((80 * GIB, False), (40 * GIB, True)):
+        opened = opened_on(name, [gpu(number, 30 * GIB, total) for number in range(devices)], **settings)
+        graphs = TracedGraphs(opened.trace())
+        (spec,) = [spec for spec in graphs.weights("decoder") if spec.name == table]
+        assert (spec.is_on_host, spec.shard) == (is_on_host, 0)
+        usable = opened.devices[0].stats["free_memory"] - 0.1 * total
+        left[is_on_host] = usable - _cache_memory(opened, graphs)[0] / devices
+    assert left[False] - left[True] == pytest.approx(262144 * 35 * 256 * 2, rel=0.01)
+
+
+def test_a_lookup_table_in_blocks_stays_on_the_host() -> None:
+    """Its rows are dequantized by the host's kernels."""
+    dense = WeightData.from_numpy(np.zeros((8, 4), np.float32), "table")
+    blocks = BlockData(**vars(dense), block_format=FORMATS["q4_0"])
+    assert are_tables_on_device([dense], gpu()) and not are_tables_on_device([dense, blocks], gpu())
 
 
 @pytest.mark.slow
