@@ -111,7 +111,8 @@ def micro_kernel[
 ):
     """Sums [NR, V vectors of rows] = tile [NR, depth] @ x [depth, V vectors of rows], or that much more.
 
-    Meanwhile the next tile's weights are prefetched: `next_step` bytes of each row for a vector along K.
+    Meanwhile the next tile's weights are prefetched: `next_step` bytes of each row for a vector along K. Inlined into
+    some of its callers, its sums would be spilled to the stack.
     """
     var totals = Array[Vector, NR * V](fill=Vector(0))
     for start in range(0, depth, WIDTH):
