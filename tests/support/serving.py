@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import threading
 import time
@@ -187,6 +188,14 @@ class Held:
     def _wait(self) -> None:
         self.is_held.set()
         assert self.may_go_on.wait(30)
+
+
+def post_and_leave(server: LiveServer, path: str, has_begun: Callable[[], Any], **body: Any) -> None:
+    """Sends a request and leaves without its answer as soon as `has_begun`: the server works for it by then."""
+    connection = http.client.HTTPConnection(*server.address)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    eventually(has_begun)
+    connection.close()
 
 
 def post_in_background(server: LiveServer, path: str, **body: Any) -> Callable[[], httpx.Response]:

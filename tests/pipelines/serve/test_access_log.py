@@ -7,9 +7,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import httpx
 import pytest
-from serving import Held, LiveServer, chat_pipeline, eventually, post_in_background, serving, stream
+from serving import Held, LiveServer, chat_pipeline, eventually, post_and_leave, post_in_background, serving, stream
 
 from pipelines.commands.serve import JsonFormatter
 from pipelines.context import RequestTimes, TextContext
@@ -118,8 +117,7 @@ def test_requests_at_once_have_lines_of_their_own(server: LiveServer, log: pytes
 
 def test_a_client_that_left_has_a_line_too(server: LiveServer, log: pytest.LogCaptureFixture) -> None:
     held = Held(server)
-    with server.client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post(PATH, json=TEXT, timeout=0.2)
+    post_and_leave(server, PATH, held.is_held.is_set, **TEXT)
     record = record_of(log)
     held.may_go_on.set()
     assert work_of(record)["finish_reasons"] == {"cancelled": 1} and work_of(record)["output_tokens"] == 0

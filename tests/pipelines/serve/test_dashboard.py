@@ -9,11 +9,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fake_model import prompts_of
 from metric_samples import Samples, read_metrics
-from serving import Held, chat_pipeline, eventually, model_of, post_in_background, serving, stream
+from serving import Held, chat_pipeline, eventually, model_of, post_and_leave, post_in_background, serving, stream
 
 import cli
 
@@ -42,8 +41,7 @@ def samples() -> Iterator[Samples]:
         held.may_go_on.set()
         assert left().status_code == 200
         held = Held(server)
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(PATH, json=BODY, timeout=0.2)
+        post_and_leave(server, PATH, held.is_held.is_set, **BODY)
         eventually(lambda: server.pipe.engine._cancelled)
         held.may_go_on.set()
         eventually(lambda: read_metrics(client).value("request_success_total", finished_reason="abort"))

@@ -11,7 +11,17 @@ import pytest
 from fake_model import greedy_text, prompts_of, steps_of
 from metric_samples import Samples, read_metrics
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from serving import Held, LiveServer, chat_pipeline, eventually, model_of, post_in_background, serving, stream
+from serving import (
+    Held,
+    LiveServer,
+    chat_pipeline,
+    eventually,
+    model_of,
+    post_and_leave,
+    post_in_background,
+    serving,
+    stream,
+)
 
 from pipelines.context import FinishReason, RequestTimes, TextChunk, TextContext
 from pipelines.sampling.params import SamplingParams
@@ -130,8 +140,7 @@ def test_requests_that_run_and_wait() -> None:
 def test_a_client_that_leaves_is_an_abort(is_streamed: bool) -> None:
     with serving() as server, server.client() as client:
         held = Held(server)
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(PATH, json={**LONG, "stream": is_streamed}, timeout=0.2)
+        post_and_leave(server, PATH, held.is_held.is_set, **LONG, stream=is_streamed)
         eventually(lambda: server.pipe.engine._cancelled)
         held.may_go_on.set()
         count = eventually(lambda: read_metrics(client).value("request_success_total", finished_reason="abort"))
