@@ -244,7 +244,7 @@ def _table_notes(opened: OpenedModel, graphs: Graphs) -> list[str]:
         return []
     specs = {spec.name: spec for name in graphs.names for spec in graphs.weights(name)}
     tables = [specs[name] for name in opened.architecture.lookup_tables if name in specs]
-    return [f"{spec.name}: in the memory of {'the host' if spec.is_on_host else 'the first GPU'}" for spec in tables]
+    return [f"{spec.name}: in the memory of the {'host' if spec.is_on_host else 'first GPU'}" for spec in tables]
 
 
 def weight_bytes(config: PipelineConfig, architecture: SupportedArchitecture, name: str, data: WeightData) -> int:

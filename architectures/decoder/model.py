@@ -105,9 +105,11 @@ class DecoderModel(LogProbabilitiesMixin, AlwaysSignalBuffersMixin, PipelineMode
         huggingface_config: Any,
         weights: Mapping[str, WeightData],
         return_logits: ReturnLogits | str = ReturnLogits.VARIABLE,
+        **placement: Any,
     ) -> dict[str, TracedGraph]:
+        """Traces all graphs of the model, by name; `placement`: fields of its configuration that devices decide."""
         config = cls._finalized_config(pipeline_config, huggingface_config, weights, return_logits)
-        return cls.trace_graphs(config, huggingface_config)
+        return cls.trace_graphs(dataclasses.replace(config, **placement), huggingface_config)
 
     @classmethod
     def trace_graphs(cls, config: Any, huggingface_config: Any) -> dict[str, TracedGraph]:

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 import pipelines.loading.weights as loading
 from pipelines import InputError, PipelineConfig
 from pipelines.errors import DeviceMemoryError, loading_onto_devices, step_error
-from pipelines.load import _cache_memory
+from pipelines.load import _cache_memory, _table_notes
 from pipelines.loading.blocks import FORMATS, BlockData
 from pipelines.loading.checkpoint import resolve_config
 from pipelines.loading.device_memory import (
@@ -139,6 +139,8 @@ def test_a_lookup_table_is_on_the_first_device_if_that_is_much_larger(devices: i
         graphs = TracedGraphs(opened.trace())
         (spec,) = [spec for spec in graphs.weights("decoder") if spec.name == table]
         assert (spec.is_on_host, spec.shard) == (is_on_host, 0)
+        (note,) = _table_notes(opened, graphs)
+        assert note == f"{table}: in the memory of the {'host' if is_on_host else 'first GPU'}"
         usable = opened.devices[0].stats["free_memory"] - 0.1 * total
         left[is_on_host] = usable - _cache_memory(opened, graphs)[0] / devices
     assert left[False] - left[True] == pytest.approx(262144 * 35 * 256 * 2, rel=0.01)
