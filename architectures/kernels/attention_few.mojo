@@ -8,7 +8,7 @@ from std.utils.numerics import neg_inf
 from .attention_plan import FEW_LANES, Call, Unit, floats, untracked
 from .attention_results import Results, exp_or_zero
 from .pages import HAS_SCALES, scale_of
-from .vectors import WIDTH, Vector, load, store, zeros
+from .vectors import LINE_BYTES, WIDTH, Vector, load, store, zeros
 
 comptime KEYS = 32
 """Keys of a block: while their scores are computed, their values are fetched, and then the next block's keys."""
@@ -18,7 +18,6 @@ comptime NR = 4
 """Keys that are multiplied at a time."""
 comptime NV = 4
 """Vectors of a head's values that are summed at a time."""
-comptime LINE_BYTES = 64
 
 
 struct FewScratch:

@@ -8,7 +8,7 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 from .block_formats import BlockFormat
 from .columns import COLUMNS, Column, FloatColumn, ScaleColumns
 from .product import PreparedRows, prepared_bytes
-from .vectors import uninitialized
+from .vectors import LINE_BYTES, uninitialized
 
 comptime GROUP = 32
 """Values of a row in a record."""
@@ -127,7 +127,7 @@ def column_kernel[
 def prefetch_part[F: BlockFormat](next: Pointer[UInt8, _], part: Int):
     """Brings weights into L2, as many as a group of 16 rows has: the rows follow each other, and so do the parts."""
     comptime size = COLUMNS * F.BLOCK_BYTES // (F.BLOCK // GROUP)
-    comptime for line in range(0, size, 64):
+    comptime for line in range(0, size, LINE_BYTES):
         prefetch[PrefetchOptions().for_read().medium_locality().to_data_cache()](
             next.unsafe_offset(PREFETCH_BYTES + part * size + line)
         )

@@ -7,7 +7,7 @@ from std.sys.info import num_physical_cores
 
 from .product import Product
 from .tile import NC, NR
-from .vectors import WIDTH, Vector, load, store, transpose, uninitialized, zeros
+from .vectors import LINE_BYTES, WIDTH, Vector, load, store, transpose, uninitialized, zeros
 
 comptime MC = 256
 """Most rows of x in a block: a piece of them, up to KC values of each, takes a quarter of an L2 of 1 MiB."""
@@ -161,7 +161,12 @@ def multiply_block[
 def transpose_sums(
     y: Pointer[mut=True, Float32, _], sums: Pointer[Float32, _], M: Int, count: Int, padded_M: Int, N: Int
 ):
-    """Y [M, count] = sums [count, M].T."""
+    """Y [M, count] = sums [count, M].T.
+
+    Results of a block that L2 would not hold go past the caches, which would read each line before it is written. Such
+    stores are ordered by the next locked instruction of the core: that takes its next part.
+    """
+    var is_streamed = WIDTH * 4 == LINE_BYTES and M * N * 4 > L2_BYTES and (Int(y) | N * 4) % LINE_BYTES == 0
     for m in range(0, M, WIDTH):
         for n in range(0, count, WIDTH):
             var square = Array[Vector, WIDTH](fill=Vector(0))
@@ -170,14 +175,26 @@ def transpose_sums(
                 square[i] = load(source, 0)
                 source = source.unsafe_offset(padded_M)
             transpose(square)
-            store_rows(y.unsafe_offset(m * N + n), square, min(WIDTH, M - m), min(WIDTH, count - n), N)
+            store_rows(y.unsafe_offset(m * N + n), square, min(WIDTH, M - m), min(WIDTH, count - n), N, is_streamed)
 
 
 @always_inline
-def store_rows(y: Pointer[mut=True, Float32, _], square: Array[Vector, WIDTH], rows: Int, columns: Int, N: Int):
-    """Stores the part of a square that Y [rows, columns] has."""
+def store_rows(
+    y: Pointer[mut=True, Float32, _],
+    square: Array[Vector, WIDTH],
+    rows: Int,
+    columns: Int,
+    N: Int,
+    is_streamed: Bool,
+):
+    """Stores the part of a square that Y [rows, columns] has; a whole one past the caches if it is streamed."""
     var target = y
     if rows == WIDTH and columns == WIDTH:
+        if is_streamed:
+            comptime for i in range(WIDTH):
+                target.unsafe_store[alignment=LINE_BYTES, non_temporal=True](square[i])
+                target = target.unsafe_offset(N)
+            return
         comptime for i in range(WIDTH):
             store(target, 0, square[i])
             target = target.unsafe_offset(N)

@@ -6,7 +6,7 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from .product import PreparedRows, prepared_bytes
 from .rest_units import RestUnits
-from .vectors import HAS_32_REGISTERS, WIDTH, Vector, load
+from .vectors import HAS_32_REGISTERS, LINE_BYTES, WIDTH, Vector, load
 from .words import Words, copy_words, load_words
 
 comptime NR = 4
@@ -124,7 +124,7 @@ def add_piece[
     for u in range(start, end):
         comptime for n in range(NR):
             var unit = w.unsafe_offset(n * stride + u * R.UNIT_BYTES)
-            comptime for line in range(0, R.UNIT_BYTES, 64):
+            comptime for line in range(0, R.UNIT_BYTES, LINE_BYTES):
                 # Into L2 only: L1 has the rows of x.
                 prefetch[PrefetchOptions().for_read().medium_locality().to_data_cache()](
                     unit.unsafe_offset(PREFETCH_BYTES + line)

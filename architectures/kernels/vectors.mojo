@@ -7,6 +7,8 @@ from std.sys.info import CompilationTarget, simd_width_of
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime IS_512 = WIDTH == 16 and CompilationTarget._has_feature["avx512bw"]()
 """Whether vectors of 64 bytes and 32 words can be computed with."""
+comptime LINE_BYTES = 64
+"""Of the caches, on all CPUs that are supported."""
 comptime Vector = SIMD[DType.float32, WIDTH]
 comptime HAS_32_REGISTERS = WIDTH >= 16 or not CompilationTarget.is_x86()
 

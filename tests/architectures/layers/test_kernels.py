@@ -120,6 +120,13 @@ def test_rows_that_l2_does_not_hold_meet_many_outputs(products: Model) -> None:
     check_products(products, 1537, 3000, (40, 300))
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize("out", [1000, 1008])
+def test_results_that_l2_does_not_hold_are_streamed(products: Model, out: int) -> None:
+    """Where rows of the result are whole lines of the caches; of 1,000 every second begins within a line."""
+    check_products(products, out, 40, (100, 256, 281, 1030))
+
+
 def check_products(products: Model, out: int, size_in: int, rows: Iterable[int]) -> None:
     """A sum rounds each of its products at most as often as it adds: along a piece and its vector, then the pieces."""
     rng = np.random.default_rng(out)
