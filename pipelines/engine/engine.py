@@ -92,7 +92,7 @@ class Engine:
         self.stats = EngineStats()
         self.on_chunk: Callable[[TextContext], None] = lambda context: None
         self._submitted: deque[TextContext] = deque()
-        self._cancelled: deque[TextContext] = deque()
+        self._marked: deque[tuple[TextContext, FinishReason]] = deque()
         self._is_stepping = threading.Lock()
 
     @property
@@ -113,9 +113,12 @@ class Engine:
         context.times.submitted = time.monotonic()
         self._submitted.append(context)
 
-    def cancel(self, context: TextContext) -> None:
-        """Marks a request as cancelled; it ends before the next step, unless it has ended already."""
-        self._cancelled.append(context)
+    def cancel(self, context: TextContext, reason: FinishReason = "cancelled") -> None:
+        """Marks a request: it ends before the next step, unless it has ended already.
+
+        reason: "stop" where its answer is complete, though it could go on.
+        """
+        self._marked.append((context, reason))
         if self._is_stepping.acquire(blocking=False):  # otherwise the step applies the mark at its end
             try:
                 self._apply_marks()
@@ -127,10 +130,10 @@ class Engine:
         with self._is_stepping:
             self._apply_marks()
             for context in self.scheduler.contexts:
-                self._end(context, reason, error)
+                self._cut(context, reason, error)
 
     def apply_marks(self) -> None:
-        """Ends the requests that were cancelled since the last step."""
+        """Ends the requests that `cancel` has marked since the last step."""
         with self._is_stepping:
             self._apply_marks()
 
@@ -201,13 +204,13 @@ class Engine:
         return bool(self._suspects)
 
     def _apply_marks(self) -> None:
-        """Queues the requests that were submitted, and ends those that were cancelled."""
+        """Queues the requests that were submitted, and ends those that are marked."""
         while self._submitted:
             self.scheduler.add(self._submitted.popleft())
-        while self._cancelled:
-            context = self._cancelled.popleft()
+        while self._marked:
+            context, reason = self._marked.popleft()
             if not context.is_finished:
-                self._end(context, "cancelled")
+                self._cut(context, reason)
 
     def _run(self, plan: StepPlan) -> None:
         """Runs the rows of a step; if it fails, runs each half by itself, until the failing request is alone."""
@@ -218,7 +221,7 @@ class Engine:
         except Exception as error:
             contexts = plan.contexts
             if len(contexts) == 1:
-                self._end(contexts[0], "error", step_error(error))
+                self._cut(contexts[0], "error", step_error(error))
                 return
             middle = len(contexts) // 2
             self._run(StepPlan(contexts[:middle]))
@@ -236,19 +239,22 @@ class Engine:
             chunk = None if context.consumer is None else context.consumer.consume(context, row)
             context.update_page_hashes()
         except Exception as error:
-            self._end(context, "error", error)
+            self._cut(context, "error", error)
             return
         if chunk is not None:
             if chunk.tokens:
                 context.times.note_token()
             if chunk.finish_reason is not None:
-                self._end(context, chunk.finish_reason)
+                self._end(context, chunk.finish_reason, None)
             context.chunks.append(chunk)
             self.on_chunk(context)
 
-    def _end(self, context: TextContext, reason: FinishReason, error: Exception | None = None) -> None:
+    def _cut(self, context: TextContext, reason: FinishReason, error: Exception | None = None) -> None:
+        """Ends a request that no token of its own has ended, with an empty chunk that says so."""
+        self._end(context, reason, error)
+        context.chunks.append(TextChunk("", finish_reason=reason, error=error))
+        self.on_chunk(context)
+
+    def _end(self, context: TextContext, reason: FinishReason, error: Exception | None) -> None:
         self.scheduler.remove(context)
         context.finish(reason, error)
-        if reason in ("cancelled", "error"):
-            context.chunks.append(TextChunk("", finish_reason=reason, error=error))
-            self.on_chunk(context)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from pipelines.context import TextContext
+from pipelines.context import FinishReason, TextContext
 from pipelines.engine.engine import Engine
 
 OnChunk = Callable[[TextContext], None]
@@ -43,9 +43,9 @@ class EngineThread:
         self.engine.submit(context)
         self._has_news.set()
 
-    def cancel(self, context: TextContext) -> None:
-        """Marks a request as cancelled; its pages are freed before the next step."""
-        self.engine.cancel(context)
+    def cancel(self, context: TextContext, reason: FinishReason = "cancelled") -> None:
+        """Marks a request, as Engine.cancel does; its pages are freed before the next step."""
+        self.engine.cancel(context, reason)
         self._has_news.set()
 
     def stop(self, timeout_s: float = 0.0) -> bool:

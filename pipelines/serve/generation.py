@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from pipelines.context import TextChunk, TextContext
+from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.consumers import NextToken
 from pipelines.serve.errors import ApiError, of_engine_error, unavailable
 
@@ -17,14 +17,14 @@ class Generation:
     It is iterated once and yields (index of the context, chunk). A sequence that fails ends the iteration with an
     ApiError, and the others are cancelled; so does `close`, which whoever holds a generation calls at the end.
 
-    contexts: of the sequences: for each prompt `num_choices` of them. cancel: ends one of them in the engine. arrived:
-    when the request came, by `time.monotonic`.
+    contexts: of the sequences: for each prompt `num_choices` of them. cancel: ends one of them in the engine, for a
+    reason. arrived: when the request came, by `time.monotonic`.
     """
 
     def __init__(
         self,
         contexts: Sequence[TextContext],
-        cancel: Callable[[TextContext], None],
+        cancel: Callable[[TextContext, FinishReason], None],
         num_choices: int = 1,
         arrived: float | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class Generation:
         self._ended.add(index)
         if index in self._open:
             self._open.discard(index)
-            self._cancel(self.contexts[index])
+            self._cancel(self.contexts[index], "stop")
 
     def close(self) -> None:
         """Cancels what is still running; it may be called several times."""
@@ -65,7 +65,7 @@ class Generation:
         if self._timer is not None:
             self._timer.cancel()
         for index in self._open:
-            self._cancel(self.contexts[index])
+            self._cancel(self.contexts[index], "cancelled")
         self._open.clear()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, TextChunk]]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Literal, Protocol, TypeVar
 
 from pipelines.background import in_background
-from pipelines.context import TextChunk, TextContext
+from pipelines.context import FinishReason, TextChunk, TextContext
 from pipelines.engine.thread import EngineThread
 from pipelines.serve.constraints import Constraints
 from pipelines.serve.errors import ApiError, unavailable
@@ -239,9 +239,9 @@ class Service:
             self._running[context] = generation, index
             self._thread.submit(context)
 
-    def _cancel(self, context: TextContext) -> None:
+    def _cancel(self, context: TextContext, reason: FinishReason) -> None:
         assert self._thread is not None
-        self._thread.cancel(context)
+        self._thread.cancel(context, reason)
 
     def _timeout_error(self) -> ApiError:
         message = f"The request took longer than {self.settings.request_timeout_s:g} s (--request-timeout)."

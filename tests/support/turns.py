@@ -33,7 +33,7 @@ TEXTS = TokenTexts(ChatTokenizer())  # type: ignore[arg-type]
 def turn_of(pieces: Sequence[str], finish_reason: Any = "stop", error: ApiError | None = None, **body: Any) -> ChatTurn:
     """The turn of an answer that came in pieces, a token each; error: ends it in place of the finish reason."""
     context = TextContext("0", [1, 2, 3], SamplingParams(max_new_tokens=100).resolved())
-    generation = Generation([context], lambda context: None)
+    generation = Generation([context], lambda *_: None)
     for i, piece in enumerate(pieces):
         ends = i == len(pieces) - 1 and error is None
         entry = TokenLogProbs(5 + i % 50, -1.0 - i, ())

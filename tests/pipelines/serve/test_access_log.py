@@ -128,7 +128,7 @@ def generation(times: Sequence[RequestTimes], num_choices: int) -> Generation:
     for context in contexts:
         context.tokens += [2] * 3
         context.finish("stop")
-    return Generation(contexts, lambda context: None, num_choices, arrived=10.0)
+    return Generation(contexts, lambda *_: None, num_choices, arrived=10.0)
 
 
 def test_times_are_those_of_the_sequence_that_was_first(log: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ TEXT = '<think>\nhm\n</think>\n\nok<tool_call>\n{"name": "f", "arguments": {"a":
 
 def answer_of(pieces: Sequence[str], **body: Any) -> ChatAnswer:
     context = TextContext("0", [1, 2, 3], SamplingParams().resolved())
-    generation = Generation([context], lambda context: None)
+    generation = Generation([context], lambda *_: None)
     for i, piece in enumerate(pieces):
         generation.push(0, TextChunk(piece, (5,), finish_reason="stop" if i == len(pieces) - 1 else None))
     context.finish("stop")

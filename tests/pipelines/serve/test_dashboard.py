@@ -42,7 +42,7 @@ def samples() -> Iterator[Samples]:
         assert left().status_code == 200
         held = Held(server)
         post_and_leave(server, PATH, held.is_held.is_set, **BODY)
-        eventually(lambda: server.pipe.engine._cancelled)
+        eventually(lambda: server.pipe.engine._marked)
         held.may_go_on.set()
         eventually(lambda: read_metrics(client).value("request_success_total", finished_reason="abort"))
         yield read_metrics(client)

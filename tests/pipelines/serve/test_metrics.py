@@ -141,7 +141,7 @@ def test_a_client_that_leaves_is_an_abort(is_streamed: bool) -> None:
     with serving() as server, server.client() as client:
         held = Held(server)
         post_and_leave(server, PATH, held.is_held.is_set, **LONG, stream=is_streamed)
-        eventually(lambda: server.pipe.engine._cancelled)
+        eventually(lambda: server.pipe.engine._marked)
         held.may_go_on.set()
         count = eventually(lambda: read_metrics(client).value("request_success_total", finished_reason="abort"))
         samples = read_metrics(client)
@@ -226,7 +226,7 @@ class Observed:
     def submit(self, *prompts: Sequence[int], num_choices: int = 1) -> list[TextContext]:
         params = SamplingParams(max_new_tokens=40).resolved()
         contexts = [TextContext("0", list(prompt), params) for prompt in prompts for _ in range(num_choices)]
-        self.metrics.on_submit(Generation(contexts, lambda context: None, num_choices))
+        self.metrics.on_submit(Generation(contexts, lambda *_: None, num_choices))
         return contexts
 
     def chunk(self, context: TextContext, num_tokens: int, reason: FinishReason | None = None) -> None:

@@ -11,6 +11,7 @@ import pytest
 from chat_client import CHAT, TOOLS, USER, Streamed, Writing, ask, ask_streamed, named, refused, tool, without_ids
 from chat_models import chat_vocabulary, writing_pipeline
 from fake_model import assert_idle
+from metric_samples import read_metrics
 from serving import chat_pipeline, serving, stream
 
 pytestmark = pytest.mark.slow  # together they take seconds
@@ -197,13 +198,23 @@ def test_of_several_calls_the_first_is_kept(writing: Writing) -> None:
     assert len(ask(client, tools=TOOLS)["message"]["tool_calls"]) == 2
 
 
+def ends(client: httpx.Client) -> tuple[float, float]:
+    """The number of choices that have stopped, and of those that were aborted."""
+    samples = read_metrics(client)
+    stopped, aborted = (samples.value("request_success_total", finished_reason=each) for each in ("stop", "abort"))
+    return stopped, aborted
+
+
 def test_a_choice_that_ends_early_leaves_the_others_alone(writing: Writing) -> None:
     long = "a text that goes on for quite a while without any call in it, " * 5
     client = writing(call_text() + long, long, long)
     body = {"messages": USER, "tools": TOOLS, "parallel_tool_calls": False, "n": 3}
+    before = ends(client)
     answer = client.post(CHAT, json=body).json()
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["tool_calls", "stop", "stop"]
     assert answer["choices"][2]["message"]["content"] == long
+    stopped, aborted = ends(client)
+    assert (stopped - before[0], aborted - before[1]) == (3, 0)
 
 
 def test_strict_tools_are_held_to_their_schemas(babbling: httpx.Client) -> None:
