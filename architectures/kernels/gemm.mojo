@@ -16,7 +16,7 @@ comptime SLAB = 4 * MC
 comptime SERIAL = 1 << 17
 """Up to so many values of x are packed sooner on one core than another core wakes up."""
 comptime L2_BYTES = 1 << 19
-"""Part of L2 for packed rows."""
+"""Part of L2 for packed rows; results that take more than it are not kept in caches."""
 comptime PARTS = 4
 """Fewer parts than these for each core would let some cores wait for others at the end."""
 

@@ -245,7 +245,7 @@ class Engine:
             if chunk.tokens:
                 context.times.note_token()
             if chunk.finish_reason is not None:
-                self._end(context, chunk.finish_reason, None)
+                self._end(context, chunk.finish_reason)
             context.chunks.append(chunk)
             self.on_chunk(context)
 
@@ -255,6 +255,6 @@ class Engine:
         context.chunks.append(TextChunk("", finish_reason=reason, error=error))
         self.on_chunk(context)
 
-    def _end(self, context: TextContext, reason: FinishReason, error: Exception | None) -> None:
+    def _end(self, context: TextContext, reason: FinishReason, error: Exception | None = None) -> None:
         self.scheduler.remove(context)
         context.finish(reason, error)

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -192,10 +192,9 @@ class Held:
 
 def post_and_leave(server: LiveServer, path: str, has_begun: Callable[[], Any], **body: Any) -> None:
     """Sends a request and leaves without its answer as soon as `has_begun`: the server works for it by then."""
-    connection = http.client.HTTPConnection(*server.address)
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    eventually(has_begun)
-    connection.close()
+    with closing(http.client.HTTPConnection(*server.address)) as connection:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        eventually(has_begun)
 
 
 def post_in_background(server: LiveServer, path: str, **body: Any) -> Callable[[], httpx.Response]:
